@@ -1,0 +1,270 @@
+"""Tenants, pools, instances and users as the host keeps them (CONTRACT 2 and 3).
+
+Every model is frozen: a change makes a new value (`model_copy(update=...)`), which the catalog writes with the revision
+it was read at. Times are wall-clock UTC; whoever needs a duration measures it on the monotonic clock.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from mvm.model import ids
+from mvm.model.roles import Role
+from mvm.model.states import State
+
+
+class Frozen(BaseModel):
+    """A closed, immutable record: unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+TenantIdField = Annotated[ids.TenantId, AfterValidator(ids.tenant_id)]
+PoolIdField = Annotated[ids.PoolId, AfterValidator(ids.pool_id)]
+UserIdField = Annotated[ids.UserId, AfterValidator(ids.user_id)]
+InstanceIdField = Annotated[ids.InstanceId, AfterValidator(ids.instance_id)]
+NetIdField = Annotated[ids.TenantNetId, Field(ge=ids.MIN_TENANT_NET_ID, le=ids.MAX_TENANT_NET_ID)]
+
+
+class Quotas(Frozen):
+    """Limits of a tenant; each is enforced before the action that would exceed it."""
+
+    max_vcpus: int = Field(16, ge=0)
+    max_mem_mib: int = Field(32768, ge=0)
+    max_running: int = Field(8, ge=0)
+    max_warm: int = Field(4, ge=0)
+    max_pools: int = Field(4, ge=0)
+    max_instances_per_pool: int = Field(16, ge=0)
+    max_disk_gib: int = Field(100, ge=0)
+
+
+OPENCLAW_QUOTAS = Quotas(
+    max_vcpus=32,
+    max_mem_mib=65536,
+    max_running=16,
+    max_warm=8,
+    max_pools=10,
+    max_instances_per_pool=32,
+    max_disk_gib=500,
+)
+
+
+class TenantNetwork(Frozen):
+    """A tenant's own /24; the net id is never reused."""
+
+    tenant_net_id: NetIdField
+    ipv4_subnet: str
+
+
+class RuntimePolicy(Frozen):
+    """When an instance may be drained, warmed and put to sleep. Seconds; 0 disables a guard."""
+
+    min_running_seconds: int = Field(60, ge=0)
+    min_warm_seconds: int = Field(30, ge=0)
+    drain_timeout_seconds: int = Field(30, ge=0)
+    graceful_shutdown_seconds: int = Field(15, ge=0)
+    warm_after_idle_seconds: int = Field(300, ge=0)
+    sleep_after_idle_seconds: int = Field(900, ge=0)
+
+
+OPENCLAW_POLICY = RuntimePolicy(
+    min_running_seconds=300, min_warm_seconds=120, drain_timeout_seconds=30, graceful_shutdown_seconds=15
+)
+
+
+class DesiredCounts(Frozen):
+    """How many instances a pool should have in each state."""
+
+    running: int = Field(0, ge=0, le=100)
+    warm: int = Field(0, ge=0, le=100)
+    sleeping: int = Field(0, ge=0, le=100)
+
+    @property
+    def total(self) -> int:
+        return self.running + self.warm + self.sleeping
+
+
+class SeccompPolicy(StrEnum):
+    BASELINE = "baseline"
+    STRICT = "strict"
+
+
+class SnapshotCompression(StrEnum):
+    NONE = "none"
+    ZSTD = "zstd"
+
+
+class Integration(Frozen):
+    """Something in the guest that is checkpointed before sleep and restored after it; commands are argument lists."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
+    checkpoint_cmd: tuple[str, ...] | None = None
+    restore_cmd: tuple[str, ...] | None = None
+    critical: bool = False
+
+
+class Tenant(Frozen):
+    """Security, quota, secret, audit and network boundary."""
+
+    tenant_id: TenantIdField
+    network: TenantNetwork
+    quotas: Quotas = Quotas()
+    # Which deployment's gateway serves this tenant (None: its own), and whom this tenant's gateway consents to serve.
+    gateway_tenant: TenantIdField | None = None
+    accepts: tuple[TenantIdField, ...] = ()
+    openclaw: OpenClawSettings | None = None
+    secrets_epoch: int = 0
+    created_at: datetime
+    template: str | None = None
+
+
+class OpenClawSettings(Frozen):
+    """The `[openclaw]` table of a manifest: what OpenClaw is told beyond its defaults."""
+
+    model: str | None = None
+    provider_base_url: str | None = None
+    telegram_api_root: str | None = None
+    gateway_url: str | None = None
+
+
+class Pool(Frozen):
+    """A homogeneous group of instances: image, role, resources, policy, desired counts."""
+
+    tenant_id: TenantIdField
+    pool_id: PoolIdField
+    role: Role = Role.WORKER
+    profile: str = "minimal"
+    flake: str = ""
+    vcpus: int = Field(2, ge=1, le=32)
+    mem_mib: int = Field(1024, ge=64)
+    data_disk_mib: int = Field(0, ge=0)
+    desired: DesiredCounts = DesiredCounts()
+    runtime_policy: RuntimePolicy = RuntimePolicy()
+    seccomp_policy: SeccompPolicy = SeccompPolicy.BASELINE
+    snapshot_compression: SnapshotCompression = SnapshotCompression.NONE
+    pinned: bool = False
+    critical: bool = False
+    secret_scopes: dict[str, tuple[str, ...]] | None = None
+    integrations: tuple[Integration, ...] = ()
+    routing_table: dict[str, Any] | None = None  # validated by mvm.model.routes.RoutingTable
+    egress: Literal["internet", "none"] | tuple[str, ...] = "internet"
+    peer_traffic: bool = False
+    allow_exec: bool = True
+    created_at: datetime
+
+
+class ProcessIdentity(Frozen):
+    """A process for certain: pids are reused, a pid with its start time (kernel clock ticks since boot) is not."""
+
+    pid: int
+    start_time: int
+
+
+class TransitionKind(StrEnum):
+    """What is being done to an instance."""
+
+    START = "start"
+    WARM = "warm"
+    RESUME = "resume"
+    SLEEP = "sleep"
+    WAKE = "wake"
+    STOP = "stop"
+    DESTROY = "destroy"
+
+
+class Transition(Frozen):
+    """Intent of a transition under way, recorded before it begins, so that a restart can finish or undo it."""
+
+    kind: TransitionKind
+    to: State
+    began_at: datetime
+    actor: str
+
+
+class InstanceNetwork(Frozen):
+    """Network identity of an instance; kept while it sleeps."""
+
+    guest_ip: str
+    gateway_ip: str
+    prefix: int = 24
+    tap: str = ""
+    mac: str = ""
+
+
+class StageTiming(Frozen):
+    """One stage of a wake or sleep, in milliseconds."""
+
+    stage: str
+    milliseconds: float
+
+
+class Timeline(Frozen):
+    """What a wake (or start, or sleep) spent its time on, stage by stage, in the order they ran."""
+
+    kind: TransitionKind
+    began_at: datetime
+    stages: tuple[StageTiming, ...] = ()
+    actor: str = ""
+
+    @property
+    def total_ms(self) -> float:
+        return sum(stage.milliseconds for stage in self.stages)
+
+
+class Instance(Frozen):
+    """One microVM: the only thing with run-time state."""
+
+    tenant_id: TenantIdField
+    pool_id: PoolIdField
+    instance_id: InstanceIdField
+    role: Role
+    state: State = State.CREATED
+    transition: Transition | None = None
+    network: InstanceNetwork
+    image_revision: str = ""
+    runtime: str = ""
+    process: ProcessIdentity | None = None
+    user: UserIdField | None = None
+    secrets_epoch: int = 0
+    config_version: int = 0
+    created_at: datetime
+    entered_running_at: datetime | None = None
+    entered_warm_at: datetime | None = None
+    slept_at: datetime | None = None
+    last_busy_at: datetime | None = None
+    next_alarm_at: datetime | None = None
+    unclean_starts: tuple[datetime, ...] = ()
+    manual_until: datetime | None = None
+    # True when policy (not a person) warmed it or put it to sleep: reconcile never wakes such an instance.
+    rested_by_policy: bool = False
+    last_error: str | None = None
+    last_wake: Timeline | None = None
+    last_sleep: Timeline | None = None
+
+    @property
+    def ref(self) -> ids.InstanceRef:
+        return ids.InstanceRef(self.tenant_id, self.pool_id, self.instance_id)
+
+
+class User(Frozen):
+    """A person served by a deployment: who they are on each channel, and the pool that holds their private worker."""
+
+    tenant_id: TenantIdField
+    user_id: UserIdField
+    pool_id: PoolIdField
+    telegram: tuple[Annotated[str, Field(pattern=r"^[0-9]{1,20}$")], ...] = ()
+    discord: tuple[Annotated[str, Field(pattern=r"^[0-9]{1,20}$")], ...] = ()
+    instance_id: InstanceIdField | None = None
+    created_at: datetime
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Every address this person writes from, as `channel:sender`."""
+        return tuple(f"telegram:{x}" for x in self.telegram) + tuple(f"discord:{x}" for x in self.discord)
+
+
+Tenant.model_rebuild()

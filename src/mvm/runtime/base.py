@@ -1,0 +1,189 @@
+"""How an instance runs: the protocol that every runtime implements.
+
+A runtime turns a `Machine` (everything one instance is given: resources, drives, addresses, directories) into a
+running process and back. It knows nothing of states, policies, quotas or intents: `mvm.host.lifecycle` decides from
+what a runtime *declares* (`Capabilities`), never from its name. To add a runtime, implement `Runtime` and register it
+in `mvm.host.runtimes`; the conformance suite under `tests/contract` then runs against it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from mvm.model.entities import ProcessIdentity
+from mvm.model.ids import InstanceRef
+from mvm.model.roles import Role
+
+GUEST_AGENT_PORT = 52
+"""Guest port of the guest agent (CONTRACT 9)."""
+HOST_PORT = 53
+"""Host port of the wake desk (CONTRACT 9)."""
+SLEEP_PREP_PORT = 5200
+"""Guest port that takes the one-line text `SLEEP_PREP` (CONTRACT 9)."""
+
+
+class ChannelKind(StrEnum):
+    """What carries the control channel between host and guest."""
+
+    UNIX = "unix"
+    VIRTIO_SERIAL = "virtio-serial"
+    VSOCK = "vsock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a runtime can do; lifecycle decides from this."""
+
+    isolated: bool
+    """Tenants cannot see each other. False is said aloud on every start."""
+    memory_snapshot: bool
+    """Sleep keeps memory. When False, sleep is checkpoint and stop, and wake is start and restore."""
+    clone: bool
+    """New instances can start as copies of a warm base."""
+    hot_drive_change: bool
+    """Config and secrets can be replaced under a running instance (`Refresh` needs it)."""
+    channel: ChannelKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Whether a runtime works on this host, found out by trying."""
+
+    usable: bool
+    reason: str
+    remedy: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Everything that one instance is given. Paths are on the host; directories exist before `start` and `restore`."""
+
+    ref: InstanceRef
+    role: Role
+    vcpus: int
+    mem_mib: int
+    guest_ip: str
+    gateway_ip: str
+    prefix: int
+    mac: str
+    tap: str
+    state_dir: Path
+    """Private to the instance, mode 0700, kept until it is destroyed."""
+    run_dir: Path
+    """Sockets and what need not survive a reboot; short enough for Unix socket paths."""
+    data: Path
+    """Content of the data drive (process: a directory mounted as `/data`)."""
+    secrets: Path
+    """Content of the secrets drive: `<scope>/<KEY>` files, on memory-backed storage where there is any."""
+    config: Path
+    """Content of the config drive: `config.json` and, on gateways, `routes.json` and `users.json`."""
+    image: Path | None = None
+    """Directory of the image revision; None for a runtime that runs the host's own programs."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Extra environment for the guest's services (process runtime: where Node and OpenClaw are)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestLayout:
+    """Where things are as the guest's programs see them; rendered configurations name these paths and ports."""
+
+    run: str
+    """`/run`: OpenClaw's sockets, environment and assembled secrets hang under `<run>/openclaw`."""
+    data: str
+    """`/data`."""
+    secrets: str
+    """`/run/secrets`."""
+    config: str
+    """`/etc/mvm-config`."""
+    plugin_dir: str
+    """Directory of mvm's OpenClaw plugin."""
+    openclaw_port: int = 18789
+    """Loopback port of OpenClaw's own gateway."""
+    router_port: int = 18791
+    """Loopback port where the router answers the plugin (gateway role)."""
+    outbox_port: int = 18792
+    """Loopback port of the worker's outbox."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A verified snapshot of a sleeping instance; the files it names are consumed at most once."""
+
+    directory: Path
+    metadata: dict[str, str]
+
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Runtime(Protocol):
+    """One way to run instances. All methods are coroutines that raise `MvmError` and leave nothing half-done."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def probe(self) -> Probe:
+        """Try, quickly, whether this runtime works here."""
+
+    async def assign_address(self, guest_ip: str) -> str:
+        """Address that an instance gets for its address in the tenant's network (process: a free loopback one)."""
+
+    async def layout(self, machine: Machine) -> GuestLayout:
+        """Paths and ports for the next start (process: free ports, chosen anew at each call; VMs: always the same)."""
+
+    async def start(self, machine: Machine) -> ProcessIdentity:
+        """Boot. Returns when the process exists and its host ports are being listened on; on failure nothing runs.
+
+        The caller then waits for the guest agent (`connect(..., GUEST_AGENT_PORT)` and Ping).
+        """
+
+    async def pause(self, machine: Machine, process: ProcessIdentity) -> None:
+        """Stop the vCPUs; memory is kept. If this fails the instance is still running."""
+
+    async def resume(self, machine: Machine, process: ProcessIdentity) -> None:
+        """Let the vCPUs run again."""
+
+    async def snapshot(self, machine: Machine, process: ProcessIdentity) -> Snapshot | None:
+        """Write and verify a snapshot of a paused instance, which stays paused. None without memory snapshots."""
+
+    async def restore(self, machine: Machine, snapshot: Snapshot | None) -> ProcessIdentity:
+        """Bring a sleeping instance back, running. Without memory snapshots this is `start`.
+
+        Raises `SnapshotRejected` before the guest runs when the snapshot does not fit; the caller boots cold.
+        """
+
+    async def discard_snapshot(self, machine: Machine) -> None:
+        """Remove whatever snapshot there is. Idempotent."""
+
+    async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
+        """The complete, unconsumed snapshot on disk, if there is one (used after an agent restart)."""
+
+    async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
+        """Shut down within `grace_seconds`, then kill. True when it ended by itself. Afterwards no process is left."""
+
+    async def alive(self, process: ProcessIdentity) -> bool:
+        """True when that very process (pid and start time) exists."""
+
+    async def find(self, machine: Machine) -> ProcessIdentity | None:
+        """The process that runs this instance according to its own records, for adoption after an agent restart."""
+
+    async def wait(self, process: ProcessIdentity) -> None:
+        """Return when that process has ended."""
+
+    async def connect(self, machine: Machine, port: int) -> Connection:
+        """Connect to a guest port; raises `Unavailable` when nobody listens there."""
+
+    async def listen(self, machine: Machine, port: int, handler: Handler) -> asyncio.AbstractServer:
+        """Listen on a host port on behalf of this instance only: who connects there *is* this instance."""
+
+    async def destroy(self, machine: Machine) -> None:
+        """Remove everything this runtime made for the instance. No process may be left. Idempotent."""
