@@ -1,0 +1,214 @@
+"""What exists on this host, typed: the entities over the document store.
+
+The agent is the only writer, so every document is also kept in memory and reads never touch the disk. A save writes the
+document first and changes the cache only after the store has it; a save with a stale revision is a bug or a second
+writer and raises `Conflict`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mvm.model.entities import Instance, Pool, Tenant, User
+from mvm.model.errors import MvmError, NotFound
+from mvm.model.ids import Address, InstanceId, InstanceRef, PoolId, TenantId, UserId
+from mvm.store.base import Store, Write
+
+E = TypeVar("E", bound=BaseModel)
+
+
+def _tenant_key(tenant: TenantId) -> str:
+    return f"tenants/{tenant}"
+
+
+def _pool_key(tenant: TenantId, pool: PoolId) -> str:
+    return f"pools/{tenant}/{pool}"
+
+
+def _instance_key(ref: InstanceRef) -> str:
+    return f"instances/{ref.tenant_id}/{ref.pool_id}/{ref.instance_id}"
+
+
+def _user_key(tenant: TenantId, user: UserId) -> str:
+    return f"users/{tenant}/{user}"
+
+
+class Catalog:
+    """Tenants, pools, instances and users of this host."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._revisions: dict[str, int] = {}
+        self._tenants: dict[TenantId, Tenant] = {}
+        self._pools: dict[tuple[TenantId, PoolId], Pool] = {}
+        self._instances: dict[InstanceId, Instance] = {}
+        self._by_tenant: dict[TenantId, set[InstanceId]] = {}
+        self._users: dict[tuple[TenantId, UserId], User] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    @classmethod
+    async def open(cls, store: Store) -> Catalog:
+        """Read everything once; a document that does not parse names itself and stops the agent (it is never dropped)."""
+        catalog = cls(store)
+        for tenant in await catalog._read_all("tenants/", Tenant):
+            catalog._tenants[tenant.tenant_id] = tenant
+        for pool in await catalog._read_all("pools/", Pool):
+            catalog._pools[pool.tenant_id, pool.pool_id] = pool
+        for instance in await catalog._read_all("instances/", Instance):
+            catalog._remember(instance)
+        for user in await catalog._read_all("users/", User):
+            catalog._users[user.tenant_id, user.user_id] = user
+        return catalog
+
+    async def _read_all(self, prefix: str, kind: type[E]) -> list[E]:
+        entities = []
+        for document in await self.store.list(prefix):
+            try:
+                # Python-mode validation would refuse the strings that dates and enums are in JSON.
+                entities.append(kind.model_validate(document.value, strict=False))
+            except ValidationError as error:
+                raise MvmError(
+                    f"document {document.key!r} in the state database is damaged: {error.errors()[0]['msg']}",
+                    hint="restore the state directory from a backup, or report this with the document's text",
+                ) from error
+            self._revisions[document.key] = document.revision
+        return entities
+
+    def _remember(self, instance: Instance) -> None:
+        self._instances[instance.instance_id] = instance
+        self._by_tenant.setdefault(instance.tenant_id, set()).add(instance.instance_id)
+
+    async def _put(self, key: str, entity: BaseModel, *, durable: bool = True) -> None:
+        """Write one document; saves of one key are serialised so that revisions follow each other."""
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            self._revisions[key] = await self.store.put(
+                key, entity.model_dump(mode="json"), expected=self._revisions.get(key, 0), durable=durable
+            )
+
+    async def _delete(self, key: str) -> None:
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            await self.store.delete(key)
+            self._revisions.pop(key, None)
+        self._locks.pop(key, None)
+
+    # Reading
+
+    @property
+    def tenants(self) -> Mapping[TenantId, Tenant]:
+        return MappingProxyType(self._tenants)
+
+    @property
+    def pools(self) -> Mapping[tuple[TenantId, PoolId], Pool]:
+        return MappingProxyType(self._pools)
+
+    @property
+    def instances(self) -> Mapping[InstanceId, Instance]:
+        return MappingProxyType(self._instances)
+
+    @property
+    def users(self) -> Mapping[tuple[TenantId, UserId], User]:
+        return MappingProxyType(self._users)
+
+    def tenant(self, tenant: TenantId) -> Tenant:
+        """The tenant of that id, or `NotFound`."""
+        try:
+            return self._tenants[tenant]
+        except KeyError:
+            raise NotFound(f"tenant {tenant!r} does not exist", hint="`mvm tenant list` shows the tenants") from None
+
+    def pool(self, tenant: TenantId, pool: PoolId) -> Pool:
+        """The pool of that id, or `NotFound` (also when the tenant does not exist)."""
+        self.tenant(tenant)
+        try:
+            return self._pools[tenant, pool]
+        except KeyError:
+            raise NotFound(
+                f"pool '{tenant}/{pool}' does not exist", hint=f"`mvm pool list {tenant}` shows the tenant's pools"
+            ) from None
+
+    def user(self, tenant: TenantId, user: UserId) -> User:
+        """The user of that id, or `NotFound` (also when the tenant does not exist)."""
+        self.tenant(tenant)
+        try:
+            return self._users[tenant, user]
+        except KeyError:
+            raise NotFound(
+                f"user {user!r} of tenant {tenant!r} does not exist", hint=f"`mvm user list {tenant}` shows the users"
+            ) from None
+
+    def instance(self, ref: InstanceRef) -> Instance:
+        """The instance of that full name, or `NotFound`; the id alone is not enough, its pool and tenant must fit."""
+        found = self._instances.get(ref.instance_id)
+        if found is None or found.ref != ref:
+            raise NotFound(f"instance '{ref}' does not exist", hint=f"`mvm instance list {ref.tenant_id}` shows them")
+        return found
+
+    def resolve(self, address: Address) -> Instance:
+        """The instance that an address names."""
+        return self.instance(address.instance)
+
+    def pools_of(self, tenant: TenantId) -> list[Pool]:
+        return [pool for (owner, _), pool in sorted(self._pools.items()) if owner == tenant]
+
+    def users_of(self, tenant: TenantId) -> list[User]:
+        return [user for (owner, _), user in sorted(self._users.items()) if owner == tenant]
+
+    def instances_of(self, tenant: TenantId, pool: PoolId | None = None) -> list[Instance]:
+        """Instances of a tenant, or of one of its pools, oldest first."""
+        found: Iterator[Instance] = (self._instances[i] for i in self._by_tenant.get(tenant, ()))
+        return sorted(
+            (i for i in found if pool is None or i.pool_id == pool), key=lambda i: (i.created_at, i.instance_id)
+        )
+
+    # Writing
+
+    async def save_tenant(self, tenant: Tenant) -> Tenant:
+        await self._put(_tenant_key(tenant.tenant_id), tenant)
+        self._tenants[tenant.tenant_id] = tenant
+        return tenant
+
+    async def save_pool(self, pool: Pool) -> Pool:
+        await self._put(_pool_key(pool.tenant_id, pool.pool_id), pool)
+        self._pools[pool.tenant_id, pool.pool_id] = pool
+        return pool
+
+    async def save_user(self, user: User) -> User:
+        await self._put(_user_key(user.tenant_id, user.user_id), user)
+        self._users[user.tenant_id, user.user_id] = user
+        return user
+
+    async def save_instance(self, instance: Instance, *, durable: bool = True) -> Instance:
+        """Write an instance. `durable=False` is for observations (busy times), never for transitions."""
+        await self._put(_instance_key(instance.ref), instance, durable=durable)
+        self._remember(instance)
+        return instance
+
+    async def add_instances(self, instances: list[Instance]) -> None:
+        """Write many new instances in one transaction."""
+        writes = [Write(_instance_key(i.ref), i.model_dump(mode="json"), expected=0) for i in instances]
+        for instance, revision in zip(instances, await self.store.put_many(writes), strict=True):
+            self._revisions[_instance_key(instance.ref)] = revision
+            self._remember(instance)
+
+    async def remove_tenant(self, tenant: TenantId) -> None:
+        await self._delete(_tenant_key(tenant))
+        self._tenants.pop(tenant, None)
+        self._by_tenant.pop(tenant, None)
+
+    async def remove_pool(self, tenant: TenantId, pool: PoolId) -> None:
+        await self._delete(_pool_key(tenant, pool))
+        self._pools.pop((tenant, pool), None)
+
+    async def remove_user(self, tenant: TenantId, user: UserId) -> None:
+        await self._delete(_user_key(tenant, user))
+        self._users.pop((tenant, user), None)
+
+    async def remove_instance(self, ref: InstanceRef) -> None:
+        await self._delete(_instance_key(ref))
+        self._instances.pop(ref.instance_id, None)
+        self._by_tenant.get(ref.tenant_id, set()).discard(ref.instance_id)
