@@ -189,8 +189,11 @@ class InstanceNetwork(Frozen):
     """Network identity of an instance; kept while it sleeps."""
 
     guest_ip: str
+    """Where the instance is reached. A runtime without networks of its own gives another one than the tenant's subnet."""
     gateway_ip: str
     prefix: int = 24
+    host_octet: int = Field(0, ge=0, le=255)
+    """Last octet of its address in the tenant's subnet."""
     tap: str = ""
     mac: str = ""
 
@@ -239,6 +242,8 @@ class Instance(Frozen):
     next_alarm_at: datetime | None = None
     unclean_starts: tuple[datetime, ...] = ()
     manual_until: datetime | None = None
+    # True when a person stopped it: only a person starts it again, a message does not.
+    held: bool = False
     # True when policy (not a person) warmed it or put it to sleep: reconcile never wakes such an instance.
     rested_by_policy: bool = False
     last_error: str | None = None

@@ -1,0 +1,80 @@
+"""Directories of an instance on this host, and the `Machine` that a runtime is given."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvm.model.entities import Instance, Pool
+from mvm.model.ids import InstanceId, InstanceRef
+from mvm.runtime.base import Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceDirectories:
+    """Where the files of instances are. Everything is mode 0700: an instance's files are its tenant's secrets."""
+
+    state_dir: Path
+    """Kept over reboots: data drives, snapshots."""
+    run_dir: Path
+    """Sockets, pid files; must be short (Unix socket paths)."""
+    secrets_dir: Path
+    """Memory-backed where the host has such a place."""
+
+    def state(self, instance: InstanceId) -> Path:
+        return self.state_dir / "instances" / instance
+
+    def run(self, instance: InstanceId) -> Path:
+        return self.run_dir / "i" / instance
+
+    def secrets(self, instance: InstanceId) -> Path:
+        return self.secrets_dir / instance
+
+    def machine(self, instance: Instance, pool: Pool, environment: dict[str, str]) -> Machine:
+        """What a runtime is given for this instance. Pure: `prepare` makes the directories."""
+        state, run = self.state(instance.instance_id), self.run(instance.instance_id)
+        return Machine(
+            ref=instance.ref,
+            role=instance.role,
+            vcpus=pool.vcpus,
+            mem_mib=pool.mem_mib,
+            guest_ip=instance.network.guest_ip,
+            gateway_ip=instance.network.gateway_ip,
+            prefix=instance.network.prefix,
+            mac=instance.network.mac,
+            tap=instance.network.tap,
+            state_dir=state,
+            run_dir=run,
+            data=state / "data",
+            secrets=self.secrets(instance.instance_id),
+            config=run / "config",
+            environment=environment,
+        )
+
+    def prepare(self, machine: Machine) -> None:
+        """Make the directories of an instance. Idempotent."""
+        for directory in (machine.state_dir, machine.run_dir, machine.data, machine.secrets, machine.config):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.chmod(0o700)
+
+    def remove_secrets(self, ref: InstanceRef) -> None:
+        """Remove the content of the secrets drive; a sleeping or stopped instance holds none."""
+        shutil.rmtree(self.secrets(ref.instance_id), ignore_errors=True)
+
+    def remove(self, ref: InstanceRef) -> None:
+        """Remove every file of an instance. Idempotent."""
+        self.remove_secrets(ref)
+        for directory in (self.run(ref.instance_id), self.state(ref.instance_id)):
+            shutil.rmtree(directory, ignore_errors=False) if directory.exists() else None
+
+    def strays(self, known: set[InstanceId]) -> list[Path]:
+        """Directories of instances that do not exist (any more)."""
+        roots = (self.state_dir / "instances", self.run_dir / "i", self.secrets_dir)
+        return [
+            entry
+            for root in roots
+            if root.is_dir()
+            for entry in sorted(root.iterdir())
+            if entry.name.startswith("i-") and entry.name not in known
+        ]
