@@ -1,0 +1,137 @@
+"""Where each setting comes from: flag > environment > ./mvm.toml > /etc/mvm/mvm.toml > default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mvm.host.locations import MAX_RUN_DIR_BYTES, ConfigFile, Locations, locate, memory_mounts, parse_config, resolve
+from mvm.model.errors import InvalidInput
+
+
+def resolved(**changes: Any) -> Locations:
+    given: dict[str, Any] = {"flags": {}, "environ": {"HOME": "/home/a"}, "files": [], "uid": 1000, "cwd": Path("/w")}
+    return resolve(**{**given, **changes})
+
+
+def test_root_uses_the_system_directories() -> None:
+    found = resolved(uid=0)
+    assert (found.state_dir, found.run_dir) == (Path("/var/lib/mvm"), Path("/run/mvm"))
+    assert found.socket == Path("/run/mvm/agent.sock")
+    assert not found.chosen
+    assert set(found.origins.values()) == {"default"}
+
+
+def test_a_user_has_directories_of_their_own() -> None:
+    found = resolved(environ={"HOME": "/home/a", "XDG_RUNTIME_DIR": "/run/user/1000"})
+    assert found.state_dir == Path("/home/a/.local/share/mvm")
+    assert found.run_dir == Path("/run/user/1000/mvm")
+    assert resolved().run_dir == Path("/tmp/mvm-1000")
+
+
+def test_precedence_from_default_up_to_flag() -> None:
+    etc = ConfigFile(Path("/etc/mvm/mvm.toml"), {"runtime": "qemu", "log_level": "error"})
+    here = ConfigFile(Path("/w/mvm.toml"), {"runtime": "process"})
+    assert resolved().runtime == "auto"
+    assert resolved(files=[etc]).runtime == "qemu"
+    both = resolved(files=[here, etc])
+    assert (both.runtime, both.origins["runtime"]) == ("process", "/w/mvm.toml")
+    assert (both.log_level, both.origins["log_level"]) == ("error", "/etc/mvm/mvm.toml")
+    env = resolved(files=[here, etc], environ={"MVM_RUNTIME": "firecracker"})
+    assert (env.runtime, env.origins["runtime"]) == ("firecracker", "environment MVM_RUNTIME")
+    flag = resolved(files=[here, etc], environ={"MVM_RUNTIME": "firecracker"}, flags={"runtime": "auto"})
+    assert (flag.runtime, flag.origins["runtime"]) == ("auto", "flag --runtime")
+
+
+def test_a_chosen_state_directory_gets_a_run_directory_of_its_own() -> None:
+    one, two = (resolved(uid=0, environ={"MVM_STATE_DIR": path}) for path in ("/a", "/b"))
+    assert one.run_dir != two.run_dir != Path("/run/mvm")
+    assert one.chosen
+    assert len(str(one.run_dir)) < 20
+
+
+def test_switches_of_the_environment() -> None:
+    assert resolved(environ={"MVM_PRODUCTION": "1"}).production
+    assert not resolved(environ={"MVM_NO_AUTOSTART": "1"}).autostart
+    assert resolved(environ={"MVM_NO_AUTOSTART": "0"}).autostart
+    with pytest.raises(InvalidInput, match="MVM_PRODUCTION='perhaps'"):
+        resolved(environ={"MVM_PRODUCTION": "perhaps"})
+
+
+def test_secrets_are_kept_in_memory_where_there_is_any() -> None:
+    shm = resolved(memory_mounts=[Path("/dev/shm")])
+    assert shm.secrets_in_memory
+    assert shm.secrets_dir.is_relative_to("/dev/shm")
+    run = resolved(uid=0, memory_mounts=[Path("/run"), Path("/dev/shm")])
+    assert (run.secrets_dir, run.secrets_in_memory) == (Path("/run/mvm/secrets"), True)
+    none = resolved()
+    assert (none.secrets_dir, none.secrets_in_memory) == (none.run_dir / "secrets", False)
+
+
+def test_programs_are_found_in_a_checkout() -> None:
+    assert resolved().programs_dir == Path("/home/a/.local/share/mvm/programs")
+    inside = resolved(checkout=Path("/src"))
+    assert inside.programs_dir == Path("/src/.mvm/programs")
+    assert "checkout" in inside.origins["programs_dir"]
+    assert resolved(checkout=Path("/src"), environ={"MVM_PROGRAMS_DIR": "p"}).programs_dir == Path("/w/p")
+
+
+def test_a_run_directory_too_long_for_sockets_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="MVM_RUN_DIR") as caught:
+        resolved(environ={"MVM_RUN_DIR": "/" + "x" * MAX_RUN_DIR_BYTES})
+    assert caught.value.hint is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ('\nruntme = "qemu"\n', "mvm.toml:2: unknown key 'runtme'", "did you mean 'runtime'?"),
+        ('colour = "red"\n', "mvm.toml:1: unknown key 'colour'", "its keys are: state_dir"),
+        ("[agent]\nport = 1\n", "mvm.toml:1: unknown key 'agent'", "its keys are"),
+        ("production = 1\n", "mvm.toml:1: production is 1", "true or false"),
+        ('runtime = "vmware"\n', "runtime 'vmware' is unknown", "firecracker"),
+        ("runtime = \n", "not valid TOML", "its keys are"),
+    ],
+)
+def test_a_configuration_file_is_strict(text: str, message: str, hint: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_config(Path("/w/mvm.toml"), text)
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+def test_paths_in_a_file_are_relative_to_it() -> None:
+    file = parse_config(Path("/etc/mvm/mvm.toml"), 'state_dir = "state"\nproduction = true\nautostart = false\n')
+    found = resolved(files=[file])
+    assert found.state_dir == Path("/etc/mvm/state")
+    assert found.production
+    assert not found.autostart
+
+
+def test_locate_reads_the_file_of_the_current_directory(tmp_path: Path) -> None:
+    (tmp_path / "mvm.toml").write_text('runtime = "process"\nrun_dir = "/tmp/r"\n')
+    found = locate({}, {"HOME": str(tmp_path)}, tmp_path)
+    assert (found.runtime, found.run_dir) == ("process", Path("/tmp/r"))
+    assert found.origins["runtime"] == str(tmp_path / "mvm.toml")
+
+
+def test_a_file_that_others_may_write_is_not_trusted(tmp_path: Path) -> None:
+    file = tmp_path / "mvm.toml"
+    file.write_text('runtime = "process"\n')
+    file.chmod(0o666)
+    with pytest.raises(InvalidInput, match="not trusted"):
+        locate({}, {"HOME": str(tmp_path)}, tmp_path)
+
+
+def test_memory_mounts_are_the_writable_tmpfs(tmp_path: Path) -> None:
+    spaced = tmp_path / "with space"
+    spaced.mkdir()
+    table = tmp_path / "mounts"
+    table.write_text(
+        f"tmpfs {str(spaced).replace(' ', chr(92) + '040')} tmpfs rw,nosuid 0 0\n"
+        f"tmpfs {tmp_path} tmpfs ro 0 0\n/dev/vda / ext4 rw 0 0\n"
+    )
+    assert memory_mounts(table) == (spaced,)
+    assert memory_mounts(tmp_path / "absent") == ()
