@@ -131,10 +131,9 @@ class OpenClawSettings(Frozen):
     gateway_url: str | None = None
 
 
-class Pool(Frozen):
-    """A homogeneous group of instances: image, role, resources, policy, desired counts."""
+class PoolSpec(Frozen):
+    """What a person (or a template) says of a pool: everything but whose it is and when it was made."""
 
-    tenant_id: TenantIdField
     pool_id: PoolIdField
     role: Role = Role.WORKER
     profile: str = "minimal"
@@ -154,7 +153,26 @@ class Pool(Frozen):
     egress: Literal["internet", "none"] | tuple[str, ...] = "internet"
     peer_traffic: bool = False
     allow_exec: bool = True
+
+
+class Pool(PoolSpec):
+    """A homogeneous group of instances: image, role, resources, policy, desired counts."""
+
+    tenant_id: TenantIdField
     created_at: datetime
+
+    @classmethod
+    def from_spec(cls, spec: PoolSpec, *, tenant_id: ids.TenantId, created_at: datetime) -> Pool:
+        """A tenant's pool as `spec` describes it."""
+        return cls(tenant_id=tenant_id, created_at=created_at, **{name: getattr(spec, name) for name in _SPEC_FIELDS})
+
+    @property
+    def spec(self) -> PoolSpec:
+        """The settings alone, comparable with what a manifest asks for."""
+        return PoolSpec(**{name: getattr(self, name) for name in _SPEC_FIELDS})
+
+
+_SPEC_FIELDS = tuple(PoolSpec.model_fields)
 
 
 class ProcessIdentity(Frozen):
