@@ -1,119 +1,292 @@
-"""Where the agent of this person, or of this machine, keeps its things (CONTRACT 19)."""
+"""Where things are on this host and what was configured, each value with its origin (CONTRACT 19).
+
+Precedence: flag > environment > `./mvm.toml` > `/etc/mvm/mvm.toml` > default. `resolve` is pure; `locate` reads the two
+files and the mount table for it. `mvm doctor` prints the origins.
+"""
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import os
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import stat
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mvm.model.errors import InvalidInput
 
+SYSTEM_CONFIG = Path("/etc/mvm/mvm.toml")
 SYSTEM_STATE_DIR = Path("/var/lib/mvm")
 SYSTEM_RUN_DIR = Path("/run/mvm")
-SOCKET_NAME = "agent.sock"
-SOCKET_PATH_LIMIT = 107
-"""Bytes that fit into `sockaddr_un.sun_path`, without its terminating NUL (unix(7))."""
-LONGEST_SOCKET_BELOW_RUN_DIR = "i/i-00000000/ch/guest_5200.sock"
+SYSTEM_SOCKET = SYSTEM_RUN_DIR / "agent.sock"
+"""Socket of the host's own agent: tried first by everybody who did not choose directories of their own."""
+
+RUNTIMES = ("auto", "firecracker", "qemu", "process")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+MAX_RUN_DIR_BYTES = 64
+"""Longest run directory, so that the sockets of an instance under it stay below the kernel's 108 bytes."""
+
+_ENVIRONMENT = {
+    "state_dir": "MVM_STATE_DIR",
+    "run_dir": "MVM_RUN_DIR",
+    "programs_dir": "MVM_PROGRAMS_DIR",
+    "runtime": "MVM_RUNTIME",
+    "production": "MVM_PRODUCTION",
+    "log_level": "MVM_LOG",
+    "autostart": "MVM_NO_AUTOSTART",
+}
+SETTINGS = tuple(_ENVIRONMENT)
+"""Names of the settings: keys of mvm.toml, of `flags` and of `Locations.origins`."""
+
+_PATHS = frozenset({"state_dir", "run_dir", "programs_dir"})
+_SWITCHES = frozenset({"production", "autostart"})
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """One mvm.toml that exists: where it is and its checked values."""
+
+    path: Path
+    values: Mapping[str, str | bool]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Locations:
-    """The directories of one agent."""
+    """Directories and settings of one invocation. Nothing here has been created yet."""
 
     state_dir: Path
-    """Kept over reboots: the state database, data drives, snapshots, keys."""
+    """What must survive a reboot: database, data drives, snapshots, logs."""
     run_dir: Path
-    """Sockets and what need not survive a reboot."""
+    """Sockets and pids; short, because a Unix socket's path has at most 108 bytes."""
+    programs_dir: Path
+    """Programs that mvm installs for instances (OpenClaw); shared by all deployments."""
     secrets_dir: Path
-    """Memory-backed where this machine has such a place (see `secrets_in_memory`)."""
-    chosen: bool = False
-    """True when a person named the directories: then this agent is meant and no other is looked for."""
+    """Content of secrets drives: on memory-backed storage where there is any."""
+    secrets_in_memory: bool
+    runtime: str
+    production: bool
+    log_level: str
+    autostart: bool
+    """False when nobody may start an agent in the background (`MVM_NO_AUTOSTART=1`)."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Setting -> where its value came from, in words that `mvm doctor` prints."""
 
     @property
     def socket(self) -> Path:
-        """The local socket of the agent's API."""
-        return self.run_dir / SOCKET_NAME
+        """Local socket of the agent that uses these directories."""
+        return self.run_dir / "agent.sock"
 
     @property
-    def secrets_in_memory(self) -> bool:
-        """False when secrets of running instances lie on a disk for want of a memory-backed place."""
-        return _is_memory_backed(self.secrets_dir)
+    def chosen(self) -> bool:
+        """True when somebody chose the directories: then the system agent is not the one that is meant."""
+        return any(self.origins.get(name, "default") != "default" for name in ("state_dir", "run_dir"))
+
+
+def parse_config(path: Path, text: str) -> ConfigFile:
+    """Check the text of an mvm.toml; an unknown key is refused with its line and the nearest valid one."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{path} is not valid TOML: {error}", hint=f"correct it; its keys are: {_names()}") from None
+    values: dict[str, str | bool] = {}
+    for key, value in document.items():
+        where = f"{path}:{_line_of(text, key)}"
+        if key not in SETTINGS:
+            nearest = difflib.get_close_matches(key, SETTINGS, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"its keys are: {_names()}"
+            raise InvalidInput(f"{where}: unknown key {key!r}", hint=hint)
+        if key in _SWITCHES and isinstance(value, bool):
+            values[key] = value
+        elif key not in _SWITCHES and isinstance(value, str):
+            _check(key, value, where)
+            values[key] = str(path.parent / Path(value).expanduser()) if key in _PATHS else value
+        else:
+            form = "true or false" if key in _SWITCHES else "text in quotes"
+            raise InvalidInput(f"{where}: {key} is {value!r}", hint=f"write {key} as {form}")
+    return ConfigFile(path, values)
 
 
 def resolve(
-    environment: Mapping[str, str],
     *,
+    flags: Mapping[str, str | bool],
+    environ: Mapping[str, str],
+    files: Iterable[ConfigFile],
     uid: int,
-    state_dir: Path | None = None,
-    run_dir: Path | None = None,
-    memory_roots: tuple[Path, ...] = (Path("/dev/shm"),),  # noqa: S108 (a private 0700 directory is made in it)
+    cwd: Path,
+    checkout: Path | None = None,
+    memory_mounts: Iterable[Path] = (),
 ) -> Locations:
-    """Directories for `uid`: what is given, else `MVM_STATE_DIR` and `MVM_RUN_DIR`, else the defaults of CONTRACT 19.
+    """Decide every setting. `files` come in order of precedence; `checkout` is mvm's own source tree, if it has one
+    with programs installed into it; `memory_mounts` are the mount points whose content is never on disk."""
+    files = tuple(files)
+    origins: dict[str, str] = {}
 
-    Raises `InvalidInput` when a relative path is given or the run directory is too long for the sockets in it.
-    """
-    chosen = bool(state_dir or run_dir or environment.get("MVM_STATE_DIR") or environment.get("MVM_RUN_DIR"))
-    state = state_dir or _path(environment, "MVM_STATE_DIR") or _default_state_dir(environment, uid)
-    run = run_dir or _path(environment, "MVM_RUN_DIR") or _default_run_dir(environment, uid)
-    for name, path in (("state", state), ("run", run)):
-        if not path.is_absolute():
-            raise InvalidInput(f"the {name} directory '{path}' is not an absolute path", hint="write it from '/' on")
-    too_long = len(os.fsencode(run / LONGEST_SOCKET_BELOW_RUN_DIR)) - SOCKET_PATH_LIMIT
-    if too_long > 0:
+    def pick(name: str, default: str | bool) -> str | bool:
+        if name in flags:
+            origins[name] = f"flag --{name.replace('_', '-')}"
+            return flags[name]
+        variable = _ENVIRONMENT[name]
+        if environ.get(variable):
+            origins[name] = f"environment {variable}"
+            value = environ[variable]
+            if name == "production":
+                return _truth(value, variable)
+            return not _truth(value, variable) if name == "autostart" else value
+        for file in files:
+            if name in file.values:
+                origins[name] = str(file.path)
+                return file.values[name]
+        origins[name] = "default"
+        return default
+
+    def pick_path(name: str, default: Path) -> Path:
+        value = str(pick(name, str(default)))
+        return Path(os.path.normpath(cwd / Path(value).expanduser()))
+
+    default_state = _default_state_dir(environ, uid)
+    state_dir = pick_path("state_dir", default_state)
+    run_dir = pick_path("run_dir", _default_run_dir(environ, uid, state_dir, default_state))
+    if len(os.fsencode(run_dir)) > MAX_RUN_DIR_BYTES:
         raise InvalidInput(
-            f"the run directory '{run}' is {too_long} characters too long for the sockets in it",
-            hint="set MVM_RUN_DIR to a shorter path, such as /run/mvm or a directory below /tmp",
+            f"run directory {run_dir} is {len(os.fsencode(run_dir))} bytes long and may have {MAX_RUN_DIR_BYTES} "
+            f"({origins['run_dir']})",
+            hint="sockets live in it and their paths are limited to 108 bytes; choose a short one with MVM_RUN_DIR",
         )
-    return Locations(state_dir=state, run_dir=run, secrets_dir=_secrets_dir(run, uid, memory_roots), chosen=chosen)
+    programs_dir = pick_path("programs_dir", checkout / ".mvm/programs" if checkout else state_dir / "programs")
+    if checkout and origins["programs_dir"] == "default":
+        origins["programs_dir"] = "default (mvm runs from its checkout)"
+    runtime, log_level = str(pick("runtime", "auto")), str(pick("log_level", "info"))
+    _check("runtime", runtime, origins["runtime"])
+    _check("log_level", log_level, origins["log_level"])
+    secrets_dir, in_memory = _secrets_dir(run_dir, state_dir, uid, memory_mounts)
+    return Locations(
+        state_dir=state_dir,
+        run_dir=run_dir,
+        programs_dir=programs_dir,
+        secrets_dir=secrets_dir,
+        secrets_in_memory=in_memory,
+        runtime=runtime,
+        production=bool(pick("production", False)),
+        log_level=log_level,
+        autostart=bool(pick("autostart", True)),
+        origins=origins,
+    )
 
 
-def system() -> Locations:
-    """Where the system's agent is, the one that the systemd unit runs."""
-    return Locations(state_dir=SYSTEM_STATE_DIR, run_dir=SYSTEM_RUN_DIR, secrets_dir=SYSTEM_RUN_DIR / "secrets")
+def locate(
+    flags: Mapping[str, str | bool] | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    uid: int | None = None,
+) -> Locations:
+    """Settings of this process: reads `./mvm.toml`, `/etc/mvm/mvm.toml` and the mount table. Creates nothing."""
+    cwd = Path.cwd() if cwd is None else cwd
+    uid = os.geteuid() if uid is None else uid
+    candidates = (cwd / "mvm.toml", SYSTEM_CONFIG)
+    return resolve(
+        flags=flags or {},
+        environ=os.environ if environ is None else environ,
+        files=[file for path in candidates if (file := _read(path, uid)) is not None],
+        uid=uid,
+        cwd=cwd,
+        checkout=own_checkout(),
+        memory_mounts=memory_mounts(),
+    )
 
 
-def _path(environment: Mapping[str, str], name: str) -> Path | None:
-    value = environment.get(name)
-    return Path(value) if value else None
+def own_checkout() -> Path | None:
+    """mvm's own source tree when it runs from one that has programs installed (`make setup`), else None."""
+    root = Path(__file__).resolve().parents[3]
+    return root if (root / "pyproject.toml").is_file() and (root / ".mvm/programs").is_dir() else None
 
 
-def _default_state_dir(environment: Mapping[str, str], uid: int) -> Path:
+def memory_mounts(table: Path = Path("/proc/self/mounts")) -> tuple[Path, ...]:
+    """Writable mount points of memory-backed file systems; empty where there is no mount table."""
+    try:
+        lines = table.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ()
+    found = []
+    for line in lines:
+        _source, target, kind, options, *_ = line.split(" ")
+        path = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), target))
+        if kind in ("tmpfs", "ramfs") and "rw" in options.split(",") and os.access(path, os.W_OK | os.X_OK):
+            found.append(path)
+    return tuple(found)
+
+
+def _names() -> str:
+    return ", ".join(SETTINGS)
+
+
+def _line_of(text: str, key: str) -> int:
+    pattern = re.compile(rf"\s*\[*\s*[\"']?{re.escape(key)}[\"']?\s*[=.\]]")
+    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
+
+
+def _check(name: str, value: str, where: str) -> None:
+    valid = {"runtime": RUNTIMES, "log_level": LOG_LEVELS}.get(name)
+    if valid and value not in valid:
+        raise InvalidInput(f"{name} {value[:80]!r} is unknown ({where})", hint=f"it is one of: {', '.join(valid)}")
+
+
+def _truth(value: str, variable: str) -> bool:
+    if value in ("1", "true", "yes"):
+        return True
+    if value in ("0", "false", "no"):
+        return False
+    raise InvalidInput(f"{variable}={value[:80]!r} is neither true nor false", hint=f"set {variable} to 1 or 0")
+
+
+def _default_state_dir(environ: Mapping[str, str], uid: int) -> Path:
     if uid == 0:
         return SYSTEM_STATE_DIR
-    return (_path(environment, "XDG_DATA_HOME") or Path.home() / ".local/share") / "mvm"
+    data_home = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local/share")
+    return Path(data_home) / "mvm"
 
 
-def _default_run_dir(environment: Mapping[str, str], uid: int) -> Path:
+def _default_run_dir(environ: Mapping[str, str], uid: int, state_dir: Path, default_state: Path) -> Path:
+    """A chosen state directory gets its own run directory: agents with different state never share a socket."""
     if uid == 0:
-        return SYSTEM_RUN_DIR
-    base = _path(environment, "XDG_RUNTIME_DIR")
-    return base / "mvm" if base else Path(tempfile.gettempdir()) / f"mvm-{uid}"
+        base = SYSTEM_RUN_DIR
+    elif environ.get("XDG_RUNTIME_DIR"):
+        base = Path(environ["XDG_RUNTIME_DIR"]) / "mvm"
+    else:
+        base = Path(f"/tmp/mvm-{uid}")  # noqa: S108 - the agent creates it 0700 and refuses one that is not its own
+    return base if state_dir == default_state else base.with_name(f"{base.name}-{_tag(state_dir)}")
 
 
-def _secrets_dir(run: Path, uid: int, memory_roots: tuple[Path, ...]) -> Path:
-    """A directory in memory: the run directory when that is on a tmpfs, else one in the first memory-backed root."""
-    if _is_memory_backed(run):
-        return run / "secrets"
-    for root in memory_roots:
-        if root.is_dir() and os.access(root, os.W_OK) and _is_memory_backed(root):
-            # One directory per run directory, so that two agents of one person never meet in it.
-            return root / f"mvm-{uid}{str(run).replace('/', '-')}"
-    return run / "secrets"
+def _secrets_dir(run_dir: Path, state_dir: Path, uid: int, mounts: Iterable[Path]) -> tuple[Path, bool]:
+    mounts = tuple(mounts)
+    if any(run_dir.is_relative_to(mount) for mount in mounts):
+        return run_dir / "secrets", True
+    shm = Path("/dev/shm")  # noqa: S108 - the agent creates its own directory in it 0700
+    if shm in mounts:
+        return shm / f"mvm-{uid}-{_tag(state_dir)}", True
+    return run_dir / "secrets", False
 
 
-def _is_memory_backed(path: Path) -> bool:
-    """True when the path, or its nearest existing parent, is on a tmpfs or ramfs."""
-    existing = next(p for p in (path, *path.parents) if p.exists())
-    device = os.stat(existing).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+def _tag(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+
+
+def _read(path: Path, uid: int) -> ConfigFile | None:
+    """Read an mvm.toml if it exists; one that somebody else could have planted is refused."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False  # not Linux: nothing is known of its file systems, so nothing is promised
-    for line in lines:
-        fields = line.split()
-        if fields[2] == wanted:
-            return fields[fields.index("-") + 1] in ("tmpfs", "ramfs")
-    return False
+        with path.open(encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            text = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}", hint="correct or remove it") from error
+    if status.st_uid not in (0, uid) or status.st_mode & stat.S_IWOTH:
+        raise InvalidInput(
+            f"{path} is not trusted: it belongs to uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}",
+            hint="it must belong to you or root and not be writable by others (chmod o-w, or run from elsewhere)",
+        )
+    return parse_config(path, text)
