@@ -1,0 +1,182 @@
+"""Finding the agent, and starting one in the background for a person who has none running (CONTRACT 19)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import stat
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+
+from mvm.host.client import AgentClient
+from mvm.host.locations import SYSTEM_SOCKET, Locations
+from mvm.model.errors import MvmError, Refused, TimedOut, Unavailable
+
+AGENT_COMMAND = (sys.executable, "-m", "mvm.cli.main", "agent", "serve")
+START_LIMIT = 30.0
+"""Seconds for a new agent to answer; it only opens its database and its socket before it does."""
+LOG_LIMIT = 10 * 1024 * 1024
+"""Bytes after which the log of a background agent is rotated (once) when the next one is started."""
+_POLL_SECONDS = 0.05
+_LOG_TAIL_BYTES = 2000
+
+
+def say_on_stderr(line: str) -> None:
+    """Tell the person, without touching what programs read."""
+    print(line, file=sys.stderr)
+
+
+async def ensure_agent(
+    locations: Locations,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    command: Sequence[str] = AGENT_COMMAND,
+    system_socket: Path = SYSTEM_SOCKET,
+    say: Callable[[str], None] = say_on_stderr,
+) -> AgentClient:
+    """A client of an agent that answers: the system's if there is one, else this person's own, started when need be.
+
+    Raises `Refused` when there is an agent that this person may not talk to (a second one is never started beside it),
+    `Unavailable` when none runs and none may be started (`MVM_NO_AUTOSTART=1`) or it does not come up.
+    """
+    if not locations.chosen and system_socket != locations.socket and _present(system_socket):
+        return await _the_systems(system_socket)
+    client = AgentClient(locations.socket)
+    if await client.answers():
+        return client
+    if not locations.autostart:
+        raise Unavailable(
+            f"no agent runs at '{locations.socket}', and none may be started"
+            f" ({locations.origins.get('autostart', 'autostart = false')})",
+            hint="start it with `mvm agent serve`",
+        )
+    await asyncio.to_thread(prepare_directories, locations)
+    async with _one_starter(locations):
+        if not await client.answers():  # the one who held the lock before may have started it
+            await _start(locations, client, environment, command, say)
+    return client
+
+
+def prepare_directories(locations: Locations) -> None:
+    """Make the agent's directories. Refuses a run directory that belongs to someone else or that others may write."""
+    try:
+        locations.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The system's socket is reached by a group, so its run directory may be passed through.
+        locations.run_dir.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+        status = locations.run_dir.lstat()
+    except OSError as error:
+        raise MvmError(
+            f"directory '{error.filename}' could not be made: {error.strerror}",
+            hint="set MVM_STATE_DIR and MVM_RUN_DIR to directories of your own",
+        ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise Refused(
+            f"the run directory '{locations.run_dir}' is not safe: it must be a directory that only you can write to",
+            hint=f"remove it, or set MVM_RUN_DIR; `ls -ld {locations.run_dir}` shows whose it is",
+        )
+
+
+async def _the_systems(socket: Path) -> AgentClient:
+    client = AgentClient(socket)
+    if await client.answers():  # raises Refused, with whose it is, when this person may not
+        return client
+    raise Unavailable(
+        f"this machine has a system agent, but it does not answer at '{socket}'",
+        hint="start it with `systemctl start mvm-agent`, or set MVM_RUN_DIR and MVM_STATE_DIR to use one of your own",
+    )
+
+
+def _present(socket: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(socket.stat().st_mode)
+    except PermissionError:
+        return True  # there is something that this person may not even look at: it is found out by connecting
+    except OSError:
+        return False
+
+
+@contextlib.asynccontextmanager
+async def _one_starter(locations: Locations) -> AsyncIterator[None]:
+    """Held while an agent is being started, so that two commands at once start one."""
+    descriptor = os.open(locations.run_dir / "agent.start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = asyncio.get_running_loop().time() + START_LIMIT * 2
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise TimedOut(
+                        "another command has been starting the agent for too long", hint="see whether it hangs"
+                    ) from None
+            await asyncio.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def _start(
+    locations: Locations,
+    client: AgentClient,
+    environment: Mapping[str, str],
+    command: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
+    log = locations.state_dir / "agent.log"
+    say(f"mvm: no agent runs; starting one in the background (log: {log})")
+    descriptor = await asyncio.to_thread(_open_log, log)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            cwd="/",
+            env={**environment, **_settings(locations)},
+            start_new_session=True,
+        )
+    finally:
+        os.close(descriptor)
+    deadline = asyncio.get_running_loop().time() + START_LIMIT
+    while not await client.answers():
+        if process.returncode is not None:
+            raise Unavailable(
+                f"the agent ended with status {process.returncode} while it started: {_last_line(log)}",
+                hint=f"its log is {log}; `mvm agent serve` starts it in the foreground",
+            )
+        if asyncio.get_running_loop().time() > deadline:
+            raise TimedOut(
+                f"the agent (process {process.pid}) did not answer within {START_LIMIT:g} s of its start",
+                hint=f"its log is {log}",
+            )
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def _settings(locations: Locations) -> dict[str, str]:
+    """The settings of this invocation as environment: the agent must not find others where it is started."""
+    return {
+        "MVM_STATE_DIR": str(locations.state_dir),
+        "MVM_RUN_DIR": str(locations.run_dir),
+        "MVM_PROGRAMS_DIR": str(locations.programs_dir),
+        "MVM_RUNTIME": locations.runtime,
+        "MVM_PRODUCTION": "1" if locations.production else "0",
+        "MVM_LOG": locations.log_level,
+    }
+
+
+def _open_log(log: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size > LOG_LIMIT:
+            log.replace(log.with_name(log.name + ".1"))
+    return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _last_line(log: Path) -> str:
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:500] if lines else "it said nothing"
