@@ -68,7 +68,9 @@ class Reports:
         before = self.latest(instance)
         idle = activity in (Activity.IDLE, Activity.READY) and in_flight == 0
         worked_meanwhile = last_busy_at is not None and before.last_busy_at not in (None, last_busy_at)
-        idle_since = (before.idle_since if before.idle_since is not None and not worked_meanwhile else now) if idle else None
+        idle_since = (
+            (before.idle_since if before.idle_since is not None and not worked_meanwhile else now) if idle else None
+        )
         report = Report(
             activity=activity,
             in_flight=in_flight,

@@ -1,0 +1,186 @@
+"""The host's side of the conversation with guest agents (host -> guest, CONTRACT 9).
+
+The guest is hostile: every answer is parsed strictly, bounded, and waited for no longer than a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TypeVar
+
+from mvm.host.clock import Clock
+from mvm.host.reports import Activity, Report, Reports
+from mvm.model.entities import ProcessIdentity
+from mvm.model.errors import MvmError, TimedOut, Unavailable
+from mvm.runtime.base import GUEST_AGENT_PORT, Machine, Runtime
+from mvm.wire import frames, messages, rpc
+from mvm.wire.schema import MessageError
+from mvm.wire.tagged import Answer, Request
+
+CALL_TIMEOUT_SECONDS = 10.0
+"""Default limit to connect, read and write (CONTRACT 9)."""
+DRAIN_MARGIN_SECONDS = 5.0
+"""What CheckpointIntegrations and SleepPrep may take beyond the drain time-out (CONTRACT 9)."""
+ENTROPY_BYTES = 64
+_FIRST_RETRY_SECONDS = 0.005
+_LAST_RETRY_SECONDS = 0.25
+
+A = TypeVar("A", bound=Answer)
+
+
+class Guests:
+    """Calls to guest agents through whatever channel their runtime has."""
+
+    def __init__(self, reports: Reports, clock: Clock) -> None:
+        self._reports = reports
+        self._clock = clock
+
+    async def call(
+        self, runtime: Runtime, machine: Machine, request: Request[A], *, timeout: float = CALL_TIMEOUT_SECONDS
+    ) -> A:
+        """Send one request on a connection of its own and return its answer.
+
+        Raises `Unavailable` when the guest does not listen, answers with an error or with something else, `TimedOut`
+        when it takes longer than `timeout` seconds.
+        """
+        what = f"{request.tag} to {machine.ref}"
+        hint = f"`mvm instance logs {machine.ref}` shows why"
+        try:
+            async with asyncio.timeout(timeout):
+                reader, writer = await runtime.connect(machine, GUEST_AGENT_PORT)
+                try:
+                    return await rpc.call(reader, writer, request, timeout=timeout)
+                finally:
+                    writer.close()
+        except TimeoutError:
+            raise TimedOut(f"{what} was not answered within {timeout:g} s", hint=hint) from None
+        except rpc.CallFailed as error:
+            raise Unavailable(f"{what} was refused by the guest: {str(error)[:500]}", hint=hint) from error
+        except (OSError, frames.FrameError, MessageError) as error:
+            raise Unavailable(f"{what} failed: {error}", hint=hint) from error
+
+    async def ping(self, runtime: Runtime, machine: Machine, *, timeout: float = CALL_TIMEOUT_SECONDS) -> None:
+        """Return when the guest agent answered Pong."""
+        await self.call(runtime, machine, messages.Ping(), timeout=timeout)
+
+    async def wait_for_agent(
+        self, runtime: Runtime, machine: Machine, process: ProcessIdentity, *, limit: float
+    ) -> None:
+        """Ping until the agent answers; gives up after `limit` seconds or as soon as the process has ended."""
+        deadline = self._clock.monotonic() + limit
+        pause = _FIRST_RETRY_SECONDS
+        while True:
+            try:
+                return await self.ping(runtime, machine)
+            except MvmError as error:
+                if not await runtime.alive(process):
+                    raise Unavailable(
+                        f"the process of {machine.ref} ended before its guest agent answered",
+                        hint=f"`mvm instance logs {machine.ref}` shows why",
+                    ) from error
+                if self._clock.monotonic() >= deadline:
+                    raise TimedOut(
+                        f"the guest agent of {machine.ref} did not answer within {limit:g} s",
+                        hint=f"`mvm instance logs {machine.ref}` shows why",
+                    ) from error
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LAST_RETRY_SECONDS)
+
+    async def status(self, runtime: Runtime, machine: Machine) -> Report:
+        """Ask for the guest's status and record it. Never fences work in the guest."""
+        answer = await self.call(runtime, machine, messages.QueryWorkerStatus())
+        return self._reports.record(
+            machine.ref.instance_id,
+            Activity(answer.status.value),
+            in_flight=answer.in_flight,
+            next_alarm_at=answer.next_alarm_at,
+            last_busy_at=answer.last_busy_at,
+        )
+
+    async def wait_for_service(
+        self, runtime: Runtime, machine: Machine, process: ProcessIdentity, *, limit: float
+    ) -> Report:
+        """Wait until the guest says that its service answers its health check (its status is known).
+
+        The guest reports by itself as soon as that is so; asking again every second is only in case a report got lost.
+        """
+        deadline = self._clock.monotonic() + limit
+        instance = machine.ref.instance_id
+        while self._reports.latest(instance).activity is Activity.UNKNOWN:
+            if self._clock.monotonic() >= deadline:
+                raise TimedOut(
+                    f"the service of {machine.ref} was not ready within {limit:g} s",
+                    hint=f"`mvm instance logs {machine.ref} --service openclaw` shows why",
+                )
+            if not await runtime.alive(process):
+                raise Unavailable(
+                    f"the process of {machine.ref} ended before its service was ready",
+                    hint=f"`mvm instance logs {machine.ref}` shows why",
+                )
+            try:
+                await asyncio.wait_for(self._reports.changed(instance), timeout=1.0)
+            except TimeoutError:
+                try:
+                    await self.status(runtime, machine)
+                except MvmError:
+                    continue  # busy starting; the limit above decides
+        return self._reports.latest(instance)
+
+    async def checkpoint(
+        self, runtime: Runtime, machine: Machine, integrations: Sequence[str], *, drain_seconds: float
+    ) -> messages.CheckpointResult:
+        """Have integrations checkpointed; the caller decides what a failed one means."""
+        return await self.call(
+            runtime,
+            machine,
+            messages.CheckpointIntegrations(integrations=tuple(integrations)),
+            timeout=drain_seconds + DRAIN_MARGIN_SECONDS,
+        )
+
+    async def sleep_prep(self, runtime: Runtime, machine: Machine, *, drain_seconds: int) -> messages.SleepPrepAck:
+        """Have the guest drained for a sleep; an Ack without success has changed nothing in the guest."""
+        return await self.call(
+            runtime,
+            machine,
+            messages.SleepPrep(drain_timeout_secs=drain_seconds),
+            timeout=drain_seconds + DRAIN_MARGIN_SECONDS,
+        )
+
+    async def wake(
+        self, runtime: Runtime, machine: Machine, *, secrets_epoch: int, config_version: int
+    ) -> messages.WakeAck:
+        """Tell the guest that it is awake: clock, entropy, drives, integrations. Raises when it says that it failed."""
+        ack = await self.call(
+            runtime,
+            machine,
+            messages.Wake(
+                host_time=self._clock.now(),
+                secrets_epoch=secrets_epoch,
+                config_version=config_version,
+                entropy=self._clock.entropy(ENTROPY_BYTES),
+            ),
+        )
+        if not ack.success:
+            raise Unavailable(f"{machine.ref} could not finish its wake: {ack.detail or 'no reason given'}")
+        return ack
+
+    async def refresh(
+        self, runtime: Runtime, machine: Machine, *, secrets_epoch: int, config_version: int
+    ) -> messages.RefreshAck:
+        """Have new config and secrets taken in by a running guest. Raises when it says that it failed."""
+        ack = await self.call(
+            runtime,
+            machine,
+            messages.Refresh(secrets_epoch=secrets_epoch, config_version=config_version),
+            timeout=60.0,
+        )
+        if not ack.success:
+            raise Unavailable(f"{machine.ref} could not take in its new configuration")
+        return ack
+
+
+def earliest(*times: datetime | None) -> datetime | None:
+    """The earliest of the given times that are known."""
+    return min((time for time in times if time is not None), default=None)

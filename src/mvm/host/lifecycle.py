@@ -1,0 +1,507 @@
+"""Lifecycle of instances: the only code that changes an instance's state (CONTRACT 4).
+
+Every operation takes the instance's lock, checks the transition, records its intent, does the work, and records the new
+state. An operation that fails puts the instance back where it was, with the reason kept in `last_error`. An agent that
+is killed in between leaves the intent, and `mvm.host.recovery` finishes or undoes it at the next start.
+
+The sleep path is `sleep` -> `_drain` -> `_rest` -> `_put_down`; the wake path is `wake` -> `_bring_up`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from mvm.host.attachments import Attachments
+from mvm.host.clock import Clock
+from mvm.host.catalog import Catalog
+from mvm.host.chronicle import Chronicle
+from mvm.host.audit import AuditAction
+from mvm.host.bring_up import BringUp
+from mvm.host.drive_preparation import DrivePreparer
+from mvm.host.guests import Guests
+from mvm.host.machines import InstanceDirectories
+from mvm.host.quotas import QuotaKeeper
+from mvm.host.reports import Activity, Reports
+from mvm.host.runtimes import Runtimes
+from mvm.model import addresses
+from mvm.model.entities import (
+    Instance,
+    InstanceNetwork,
+    Timeline,
+    Transition,
+    TransitionKind,
+)
+from mvm.model.errors import Conflict, MvmError, NotFound, Refused
+from mvm.model.ids import InstanceId, InstanceRef, PoolId, TenantId, UserId
+from mvm.model.states import State
+from mvm.runtime.base import Machine
+from mvm.telemetry.timings import Stages
+
+KILL_GRACE_SECONDS = 1.0
+"""What an instance gets to end by itself when it is forced."""
+
+
+class Lifecycle:
+    """Operations on instances. All are idempotent where that makes sense, and safe to call at the same time."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        runtimes: Runtimes,
+        directories: InstanceDirectories,
+        preparer: DrivePreparer,
+        guests: Guests,
+        reports: Reports,
+        quotas: QuotaKeeper,
+        chronicle: Chronicle,
+        attachments: Attachments,
+        bring_up: BringUp,
+        clock: Clock,
+    ) -> None:
+        self._catalog = catalog
+        self._runtimes = runtimes
+        self._directories = directories
+        self._preparer = preparer
+        self._guests = guests
+        self._reports = reports
+        self._quotas = quotas
+        self._chronicle = chronicle
+        self._attachments = attachments
+        self._bring_up = bring_up
+        self._clock = clock
+        self._locks: dict[InstanceId, asyncio.Lock] = {}
+        self.wake_wanted: Callable[[InstanceId], bool] = lambda _: False
+        """Says whether somebody waits for a wake; a sleep that has not passed its last step back is then abandoned."""
+
+    # Creating
+
+    async def create_instance(
+        self,
+        tenant_id: TenantId,
+        pool_id: PoolId,
+        *,
+        user: UserId | None = None,
+        actor: str,
+        runtime: str | None = None,
+    ) -> Instance:
+        """Make an instance of a pool: its id, its address, its place in the quotas. Nothing runs yet."""
+        pool = self._catalog.pool(tenant_id, pool_id)
+        tenant = self._catalog.tenant(tenant_id)
+        chosen = (await self._runtimes.choose(runtime)).runtime
+        async with self._quotas.lock(tenant_id):
+            self._quotas.check_create_instance(pool)
+            octets = {i.network.host_octet for i in self._catalog.instances_of(tenant_id)}
+            place = addresses.allocate_instance(tenant.network, used_octets=octets)
+            instance_id = self._clock.new_instance_id()
+            while instance_id in self._catalog.instances:
+                instance_id = self._clock.new_instance_id()
+            instance = await self._catalog.save_instance(
+                Instance(
+                    tenant_id=tenant_id,
+                    pool_id=pool_id,
+                    instance_id=instance_id,
+                    role=pool.role,
+                    state=State.READY,
+                    runtime=chosen.name,
+                    network=InstanceNetwork(
+                        guest_ip=place.guest_ip,
+                        gateway_ip=place.gateway_ip,
+                        prefix=place.prefix,
+                        host_octet=place.host_octet,
+                        tap=place.tap,
+                        mac=place.mac,
+                    ),
+                    user=user,
+                    created_at=self._clock.now(),
+                )
+            )
+        await self._chronicle.record(instance, AuditAction.INSTANCE_CREATED, actor=actor)
+        return instance
+
+    # Bringing up
+
+    async def start(self, ref: InstanceRef, *, actor: str) -> Instance:
+        """Boot a ready or stopped instance and wait until its service answers. A running one is returned as it is."""
+        async with self.locked(ref):
+            instance = self._catalog.instance(ref)
+            if instance.state is State.RUNNING:
+                return instance
+            if instance.state is State.SLEEPING:
+                return await self._come_up(instance, TransitionKind.WAKE, actor=actor)
+            if instance.state is State.WARM:
+                return await self._resume(instance, actor=actor)
+            return await self._come_up(instance, TransitionKind.START, actor=actor)
+
+    async def wake(self, ref: InstanceRef, *, actor: str) -> Instance:
+        """Bring a sleeping or warm instance back; a running one succeeds at once (CONTRACT 4)."""
+        async with self.locked(ref):
+            instance = self._catalog.instance(ref)
+            if instance.state is State.RUNNING:
+                return instance
+            if instance.state is State.WARM:
+                return await self._resume(instance, actor=actor)
+            if instance.state is not State.SLEEPING:
+                raise Conflict(
+                    f"Invalid state transition: {instance.state} -> {State.RUNNING} by a wake ({ref})",
+                    hint=f"start it: mvm instance start {ref}",
+                )
+            return await self._come_up(instance, TransitionKind.WAKE, actor=actor)
+
+    async def resume(self, ref: InstanceRef, *, actor: str) -> Instance:
+        """Let a warm instance run again."""
+        async with self.locked(ref):
+            instance = self._catalog.instance(ref)
+            if instance.state is State.RUNNING:
+                return instance
+            if instance.state is not State.WARM:
+                raise Conflict(f"Invalid state transition: {instance.state} -> {State.RUNNING} by a resume ({ref})")
+            return await self._resume(instance, actor=actor)
+
+    async def _come_up(self, instance: Instance, kind: TransitionKind, *, actor: str) -> Instance:
+        instance.state.require(State.RUNNING, who=str(instance.ref))
+        stages = Stages(kind, clock=self._clock.monotonic)
+        with stages("queue"):
+            instance = await self._begin_running(instance, kind, actor=actor)
+        try:
+            return await self._bring_up(instance, kind, stages, actor=actor)
+        except Exception as error:
+            await self._undo_bring_up(instance, error, actor=actor)
+            raise
+
+    async def _begin_running(self, instance: Instance, kind: TransitionKind, *, actor: str) -> Instance:
+        """Check the quota and record the intent as one step."""
+        pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
+        async with self._quotas.lock(instance.tenant_id):
+            try:
+                self._quotas.check_run(instance, pool)
+            except Refused as refusal:
+                await self._chronicle.record(instance, AuditAction.QUOTA_EXCEEDED, actor=actor, detail=refusal.message)
+                raise
+            return await self._begin(instance, kind, State.RUNNING, actor=actor)
+
+    async def _undo_bring_up(self, instance: Instance, error: Exception, *, actor: str) -> None:
+        """Nothing may be left of a start that failed; its data is as it was."""
+        latest = self._catalog.instance(instance.ref)
+        machine = self._bring_up.machine(latest)
+        runtime = self._runtimes.of(latest)
+        await self._attachments.detach(latest.instance_id)
+        process = await runtime.find(machine) or latest.process
+        if process is not None and await runtime.alive(process):
+            await runtime.stop(machine, process, grace_seconds=KILL_GRACE_SECONDS)
+        self._reports.forget(latest.instance_id)
+        self._directories.remove_secrets(latest.ref)
+        # A consumed memory snapshot cannot be used twice: what was asleep can only boot cold from its data now.
+        asleep = instance.state is State.SLEEPING
+        kept = not runtime.capabilities.memory_snapshot or await runtime.saved_snapshot(machine) is not None
+        state = State.STOPPED if asleep and not kept else instance.state
+        await self._catalog.save_instance(
+            latest.model_copy(
+                update={"state": state, "transition": None, "process": None, "last_error": describe(error)}
+            )
+        )
+        self._chronicle.event(latest, "StartFailed", actor=actor, detail=describe(error))
+
+    async def _resume(self, instance: Instance, *, actor: str) -> Instance:
+        instance.state.require(State.RUNNING, who=str(instance.ref))
+        stages = Stages(TransitionKind.RESUME, clock=self._clock.monotonic)
+        with stages("queue"):
+            instance = await self._begin_running(instance, TransitionKind.RESUME, actor=actor)
+        try:
+            return await self._bring_up.resume(instance, stages, actor=actor)
+        except Exception as error:
+            # A warm machine that cannot be resumed is of no use; its data boots cold.
+            await self.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
+            await self.settle(instance, State.STOPPED, error=error)
+            self._chronicle.event(instance, "StartFailed", actor=actor, detail=describe(error))
+            raise
+
+    # Resting
+
+    async def warm(self, ref: InstanceRef, *, actor: str, by_policy: bool = False) -> Instance:
+        """Drain a running instance and pause it; memory is kept. A refusal leaves it running."""
+        async with self.locked(ref):
+            instance = self._catalog.instance(ref)
+            if instance.state is State.WARM:
+                return instance
+            instance.state.require(State.WARM, who=str(ref))
+            async with self._quotas.lock(instance.tenant_id):
+                self._quotas.check_warm(instance)
+                instance = await self._begin(instance, TransitionKind.WARM, State.WARM, actor=actor)
+            stages = Stages(TransitionKind.WARM, clock=self._clock.monotonic)
+            try:
+                instance = await self._drain(instance, stages)
+                instance = await self._pause(instance, stages)
+            except Exception as error:
+                await self.stay_awake(instance, error, actor=actor)
+                raise
+            instance = await self.settle(instance, State.WARM, by_policy=by_policy)
+        await self._chronicle.record(instance, AuditAction.INSTANCE_WARMED, actor=actor)
+        return instance
+
+    async def sleep(self, ref: InstanceRef, *, actor: str, force: bool = False, by_policy: bool = False) -> Instance:
+        """Put an instance to sleep: drain, pause, snapshot, verify, and only then end the process (CONTRACT 14).
+
+        `force` overrides the pool's minimum running time, never a turn under way. Any refusal or failure before the
+        process is ended leaves the instance running, with the reason kept. Afterwards a sleeping instance has no process.
+        """
+        async with self.locked(ref):
+            instance = self._catalog.instance(ref)
+            if instance.state is State.SLEEPING:
+                return instance
+            if instance.state is State.RUNNING:
+                await self._check_min_running(instance, force=force, actor=actor)
+            if instance.state is not State.WARM:
+                instance.state.require(State.WARM, who=str(ref))
+            instance = await self._begin(instance, TransitionKind.SLEEP, State.SLEEPING, actor=actor)
+            stages = Stages(TransitionKind.SLEEP, clock=self._clock.monotonic)
+            try:
+                if instance.state is State.RUNNING:
+                    instance = await self._drain(instance, stages)
+                self._abandon_if_wanted(instance)
+                await self._rest(instance, stages)
+            except Exception as error:
+                await self.stay_awake(instance, error, actor=actor)
+                raise
+            await self._put_down(instance, stages)
+            instance = await self.settle(
+                instance, State.SLEEPING, by_policy=by_policy, last_sleep=stages.timeline(self._clock.now(), actor)
+            )
+        await self._chronicle.record(instance, AuditAction.INSTANCE_SLEPT, actor=actor)
+        self._chronicle.slept(instance)
+        return instance
+
+    async def _check_min_running(self, instance: Instance, *, force: bool, actor: str) -> None:
+        pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
+        least = pool.runtime_policy.min_running_seconds
+        since = instance.entered_running_at
+        if not least or since is None:
+            return
+        ran = (self._clock.now() - since).total_seconds()
+        if ran >= least:
+            return
+        if not force:
+            raise Refused(
+                f"{instance.ref} has been running for {max(ran, 0):.0f} s of at least {least} s",
+                hint="wait, or use --force (a turn under way is never interrupted)",
+            )
+        await self._chronicle.record(
+            instance, AuditAction.MIN_RUNTIME_OVERRIDDEN, actor=actor, detail=f"after {ran:.0f} s of {least} s"
+        )
+
+    async def _drain(self, instance: Instance, stages: Stages) -> Instance:
+        """Integrations checkpointed, then the guest drained. Raises `Refused` when it is busy; it then goes on running."""
+        pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
+        runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
+        drain = pool.runtime_policy.drain_timeout_seconds
+        names = [integration.name for integration in pool.integrations]
+        if names:
+            with stages("checkpoint"):
+                result = await self._guests.checkpoint(runtime, machine, names, drain_seconds=drain)
+            critical = {integration.name for integration in pool.integrations if integration.critical}
+            if failed := sorted(critical & set(result.failed)):
+                raise Refused(
+                    f"{instance.ref} stays awake: integration {', '.join(failed)} could not be checkpointed"
+                    f" ({result.detail or 'no reason given'})"
+                )
+        with stages("drain"):
+            ack = await self._guests.sleep_prep(runtime, machine, drain_seconds=drain)
+        if not ack.success:
+            raise Refused(f"{instance.ref} stays awake: {ack.detail or 'it refused to be drained'}")
+        return instance.model_copy(update={"next_alarm_at": ack.next_alarm_at})
+
+    async def _pause(self, instance: Instance, stages: Stages) -> Instance:
+        assert instance.process is not None
+        with stages("pause"):
+            await self._runtimes.of(instance).pause(self._bring_up.machine(instance), instance.process)
+        return instance
+
+    async def _rest(self, instance: Instance, stages: Stages) -> None:
+        """From drained to a verified snapshot on disk; the machine is still there and can be resumed."""
+        runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
+        if not runtime.capabilities.memory_snapshot:
+            return
+        if instance.state is State.RUNNING:
+            await self._pause(instance, stages)
+        assert instance.process is not None
+        with stages("snapshot"):
+            await runtime.snapshot(machine, instance.process)
+        self._abandon_if_wanted(instance)
+
+    async def _put_down(self, instance: Instance, stages: Stages) -> None:
+        """Past the last step back: end the process."""
+        with stages("stop"):
+            await self.end_process(
+                instance,
+                grace_seconds=self._catalog.pool(
+                    instance.tenant_id, instance.pool_id
+                ).runtime_policy.graceful_shutdown_seconds,
+            )
+
+    def _abandon_if_wanted(self, instance: Instance) -> None:
+        if self.wake_wanted(instance.instance_id):
+            raise Conflict(f"{instance.ref} stays awake: somebody wrote to it meanwhile")
+
+    async def stay_awake(self, instance: Instance, error: Exception, *, actor: str) -> None:
+        """Undo an abandoned rest: resume if it was paused, tell the guest that it is awake, keep the reason."""
+        runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
+        reason = describe(error)
+        try:
+            if instance.process is None or not await runtime.alive(instance.process):
+                raise NotFound(f"the process of {instance.ref} ended")
+            if runtime.capabilities.memory_snapshot or instance.state is State.WARM:
+                await runtime.resume(machine, instance.process)
+            await runtime.discard_snapshot(machine)
+            await self._guests.wake(
+                runtime, machine, secrets_epoch=instance.secrets_epoch, config_version=instance.config_version
+            )
+        except MvmError as second:
+            # The watcher of the process, or the next poll of its status, finds out what is true of it.
+            reason = f"{reason}; and it could not be told to go on: {second.message}"
+        await self.settle(instance, State.RUNNING, error=MvmError(reason), keep_since=True)
+        await self._chronicle.record(instance, AuditAction.TRANSITION_DEFERRED, actor=actor, detail=reason)
+
+    # Ending
+
+    async def stop(self, ref: InstanceRef, *, actor: str, force: bool = False, hold: bool = True) -> Instance:
+        """Shut an instance down. Drains first; a refusal or a silent guest stops nothing unless `force`.
+
+        `hold`: only a person starts it again, a message does not wake it.
+        """
+        async with self.locked(ref):
+            instance = self._catalog.instance(ref)
+            if instance.state is State.STOPPED:
+                return await self._catalog.save_instance(instance.model_copy(update={"held": hold}))
+            instance.state.require(State.STOPPED, who=str(ref))
+            instance = await self._begin(instance, TransitionKind.STOP, State.STOPPED, actor=actor)
+            stages = Stages(TransitionKind.STOP, clock=self._clock.monotonic)
+            if instance.state is State.RUNNING and not force:
+                try:
+                    instance = await self._drain(instance, stages)
+                except Exception as error:
+                    await self.stay_awake(instance, error, actor=actor)
+                    raise
+            policy = self._catalog.pool(instance.tenant_id, instance.pool_id).runtime_policy
+            await self.end_process(
+                instance, grace_seconds=KILL_GRACE_SECONDS if force else policy.graceful_shutdown_seconds
+            )
+            await self._runtimes.of(instance).discard_snapshot(self._bring_up.machine(instance))
+            instance = await self.settle(instance, State.STOPPED, held=hold)
+        await self._chronicle.record(instance, AuditAction.INSTANCE_STOPPED, actor=actor)
+        return instance
+
+    async def destroy(self, ref: InstanceRef, *, actor: str) -> None:
+        """Remove an instance and everything of it: process, drives, secrets, addresses. Idempotent."""
+        async with self.locked(ref):
+            instance = self._catalog.instances.get(ref.instance_id)
+            if instance is None or instance.ref != ref:
+                return
+            instance = await self._begin(instance, TransitionKind.DESTROY, State.DESTROYED, actor=actor)
+            await self.remove(instance)
+        self._locks.pop(ref.instance_id, None)
+        await self._chronicle.record(instance, AuditAction.INSTANCE_DESTROYED, actor=actor)
+
+    async def remove(self, instance: Instance) -> None:
+        """Remove every trace of an instance; the caller holds its lock. Idempotent."""
+        runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
+        await self.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
+        await runtime.destroy(machine)
+        await asyncio.to_thread(self._directories.remove, instance.ref)
+        await self._preparer.forget(instance)
+        await self._catalog.remove_instance(instance.ref)
+
+    async def end_process(self, instance: Instance, *, grace_seconds: float) -> None:
+        """No process is left afterwards, whatever it was doing, and its secrets are gone from memory."""
+        runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
+        await self._attachments.detach(instance.instance_id)
+        process = instance.process if instance.process and await runtime.alive(instance.process) else None
+        process = process or await runtime.find(machine)
+        if process is not None:
+            await runtime.stop(machine, process, grace_seconds=grace_seconds)
+        self._reports.forget(instance.instance_id)
+        self._directories.remove_secrets(instance.ref)
+
+    # While it runs
+
+    async def refresh(self, ref: InstanceRef, *, actor: str) -> None:
+        """Have new config and secrets reach an instance: at once when it runs, at its wake or start otherwise."""
+        async with self.locked(ref):
+            instance = self._catalog.instance(ref)
+            if instance.state is not State.RUNNING:
+                return
+            await self._bring_up.refresh(instance, actor=actor)
+
+    async def process_ended(self, ref: InstanceRef, *, actor: str) -> Instance | None:
+        """The process of an instance ended although nobody asked. Returns the instance as it is now, None when the
+        end was somebody's doing after all."""
+        async with self.locked(ref):
+            instance = self._catalog.instances.get(ref.instance_id)
+            if instance is None or not instance.state.has_process or instance.process is None:
+                return None
+            if await self._runtimes.of(instance).alive(instance.process):
+                return None
+            was_busy = self._reports.latest(instance.instance_id).activity is Activity.BUSY
+            await self.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
+            error = MvmError("its process ended unexpectedly" + (" in the middle of work" if was_busy else ""))
+            instance = await self.settle(instance, State.STOPPED, error=error)
+        self._chronicle.event(instance, "InstanceDied", actor=actor, detail=error.message)
+        return instance
+
+    def busy(self, instance: InstanceId) -> bool:
+        """True while an operation on that instance is under way."""
+        return (lock := self._locks.get(instance)) is not None and lock.locked()
+
+    # Records
+
+    @asynccontextmanager
+    async def locked(self, ref: InstanceRef) -> AsyncIterator[None]:
+        """Hold the instance's lock: one operation on it at a time."""
+        async with self._locks.setdefault(ref.instance_id, asyncio.Lock()):
+            yield
+
+    async def _begin(self, instance: Instance, kind: TransitionKind, to: State, *, actor: str) -> Instance:
+        intent = Transition(kind=kind, to=to, began_at=self._clock.now(), actor=actor)
+        return await self._catalog.save_instance(instance.model_copy(update={"transition": intent}))
+
+    async def settle(
+        self,
+        instance: Instance,
+        state: State,
+        *,
+        error: Exception | None = None,
+        by_policy: bool = False,
+        held: bool = False,
+        keep_since: bool = False,
+        last_sleep: Timeline | None = None,
+    ) -> Instance:
+        """Record where a transition ended."""
+        now = self._clock.now()
+        changes: dict[str, object] = {
+            "state": state,
+            "transition": None,
+            "rested_by_policy": by_policy,
+            "held": held,
+            "last_error": describe(error) if error else None,
+        }
+        if not state.has_process:
+            changes["process"] = None
+        if state is State.WARM:
+            changes["entered_warm_at"] = now
+        if state is State.SLEEPING:
+            changes["slept_at"] = now
+        if state is State.RUNNING and not keep_since:
+            changes["entered_running_at"] = now
+        if last_sleep is not None:
+            changes["last_sleep"] = last_sleep
+        return await self._catalog.save_instance(instance.model_copy(update=changes))
+
+    def machine(self, instance: Instance) -> Machine:
+        """What the instance's runtime is given for it."""
+        return self._bring_up.machine(instance)
+
+
+def describe(error: BaseException) -> str:
+    """One line about an error, for `last_error` and the audit: bounded, no traceback, no secret."""
+    return (error.message if isinstance(error, MvmError) else f"{type(error).__name__}: {error}")[:500]

@@ -1,0 +1,227 @@
+"""Idle instances go to rest, alarms wake in time, always-on instances stay on (CONTRACT 12 and 13).
+
+Decisions are pure (`mvm.model.policy`); this loop gathers what they need and carries them out, one instance at a time,
+so that a failure of one never keeps the others waiting for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import datetime, timedelta
+
+import structlog
+
+from mvm.host.attachments import Attachments
+from mvm.host.audit import AuditAction
+from mvm.host.catalog import Catalog
+from mvm.host.chronicle import Chronicle
+from mvm.host.clock import Clock
+from mvm.host.guests import Guests
+from mvm.host.lifecycle import Lifecycle
+from mvm.host.reports import Activity, Reports
+from mvm.host.runtimes import Runtimes
+from mvm.host.wakes import Wakes
+from mvm.model import policy
+from mvm.model.entities import Instance
+from mvm.model.errors import MvmError
+from mvm.model.ids import InstanceId, InstanceRef
+from mvm.model.roles import Role
+from mvm.model.states import State
+
+log = structlog.get_logger(__name__)
+
+TICK_SECONDS = 5.0
+ACTOR = "policy"
+REPORT_MAX_AGE_SECONDS = 60.0
+"""An older report is asked for again; a guest reports every 20 s by itself."""
+ALARM_LEAD_SECONDS = 5.0
+"""How long before its alarm an instance is awake, on top of what its last wake took."""
+ALARM_LEAD_WITHOUT_MEMORY_SECONDS = 20.0
+"""The same where a wake is a fresh start of OpenClaw."""
+REVIVE_BACKOFF_SECONDS = (0.0, 2.0, 5.0, 15.0, 60.0)
+"""Pauses before an instance that died is started again; the last one repeats."""
+REVIVE_FORGET_SECONDS = 600.0
+
+
+class PolicyLoop:
+    """Looks at every instance every few seconds."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        lifecycle: Lifecycle,
+        wakes: Wakes,
+        reports: Reports,
+        guests: Guests,
+        runtimes: Runtimes,
+        chronicle: Chronicle,
+        attachments: Attachments,
+        clock: Clock,
+    ) -> None:
+        self._catalog = catalog
+        self._lifecycle = lifecycle
+        self._wakes = wakes
+        self._reports = reports
+        self._guests = guests
+        self._runtimes = runtimes
+        self._chronicle = chronicle
+        self._attachments = attachments
+        self._clock = clock
+        self._acting: dict[InstanceId, asyncio.Task[None]] = {}
+        self._deaths: dict[InstanceId, list[float]] = {}
+        self._said: dict[InstanceId, str] = {}
+
+    async def run(self) -> None:
+        """Run for ever: the tick, and the watch over processes that end."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._tick_for_ever(), name="policy")
+            group.create_task(self._revive_for_ever(), name="revive")
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self.tick()
+
+    def tick(self) -> None:
+        """Look at every instance once; what is to be done is begun as a task of its own."""
+        for instance in list(self._catalog.instances.values()):
+            if instance.instance_id in self._acting or self._lifecycle.busy(instance.instance_id):
+                continue
+            if instance.transition is not None:
+                continue
+            if self._alarm_is_due(instance):
+                self._act(instance, self._wake_for_alarm(instance))
+            elif self._should_be_up(instance):
+                self._act(instance, self._keep_up(instance))
+            elif instance.state.has_process and instance.role.may_sleep_by_policy:
+                self._act(instance, self._consider_rest(instance))
+
+    def _act(self, instance: Instance, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(self._guarded(instance, work), name=f"policy {instance.ref}")
+        self._acting[instance.instance_id] = task
+        task.add_done_callback(lambda _: self._acting.pop(instance.instance_id, None))
+
+    async def _guarded(self, instance: Instance, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except MvmError as error:
+            log.info("policy could not act", instance=str(instance.ref), reason=error.message)
+        except Exception:
+            log.exception("policy failed", instance=str(instance.ref))
+
+    # Rest
+
+    async def _consider_rest(self, instance: Instance) -> None:
+        await self._freshen_report(instance)
+        instance = self._catalog.instances.get(instance.instance_id, instance)
+        pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
+        report = self._reports.latest(instance.instance_id)
+        wanted = self._wakes.wanted_seconds_ago(instance.instance_id)
+        now = self._clock.monotonic()
+        decision = policy.decide(
+            instance,
+            pool,
+            policy.Observation(
+                status=report.activity.value,
+                in_flight=report.in_flight,
+                idle_for_seconds=None if report.idle_since is None else now - report.idle_since,
+                wanted_seconds_ago=wanted,
+                next_alarm_at=report.next_alarm_at or instance.next_alarm_at,
+            ),
+            now=self._clock.now(),
+        )
+        match decision.action:
+            case policy.Action.WARM:
+                self._said.pop(instance.instance_id, None)
+                await self._lifecycle.warm(instance.ref, actor=ACTOR, by_policy=True)
+            case policy.Action.SLEEP:
+                self._said.pop(instance.instance_id, None)
+                await self._lifecycle.sleep(instance.ref, actor=ACTOR, by_policy=True)
+            case policy.Action.DEFER if self._said.get(instance.instance_id) != decision.reason:
+                # Said once per reason: a deferral that goes on is one line of the audit, not one every tick.
+                self._said[instance.instance_id] = decision.reason
+                await self._chronicle.record(
+                    instance, AuditAction.TRANSITION_DEFERRED, actor=ACTOR, detail=decision.reason
+                )
+            case _:
+                pass
+
+    async def _freshen_report(self, instance: Instance) -> None:
+        if instance.state is not State.RUNNING:
+            return
+        report = self._reports.latest(instance.instance_id)
+        if report.activity is not Activity.UNKNOWN and (
+            self._clock.monotonic() - report.received_at < REPORT_MAX_AGE_SECONDS
+        ):
+            return
+        await self._guests.status(self._runtimes.of(instance), self._lifecycle.machine(instance))
+
+    # Alarms
+
+    def _alarm_is_due(self, instance: Instance) -> bool:
+        """Asleep (or paused, its own timers stopped) with an alarm so near that the wake must begin."""
+        if instance.next_alarm_at is None or instance.held or not instance.role.runs_openclaw:
+            return False
+        if instance.state not in (State.SLEEPING, State.WARM, State.STOPPED):
+            return False
+        return self._clock.now() >= self.alarm_wake_at(instance)
+
+    def alarm_wake_at(self, instance: Instance) -> datetime:
+        """When the wake for its alarm begins."""
+        assert instance.next_alarm_at is not None
+        keeps_memory = self._runtimes.of(instance).capabilities.memory_snapshot or instance.state is State.WARM
+        lead = ALARM_LEAD_SECONDS if keeps_memory else ALARM_LEAD_WITHOUT_MEMORY_SECONDS
+        if instance.last_wake is not None and not keeps_memory:
+            lead = max(lead, instance.last_wake.total_ms / 1000 + ALARM_LEAD_SECONDS)
+        # Everybody's reminder at 09:00 must not be everybody's wake at 08:59:40: each instance has its own offset.
+        spread = int(instance.instance_id[2:], 16) % 10
+        return instance.next_alarm_at - timedelta(seconds=lead + spread)
+
+    async def _wake_for_alarm(self, instance: Instance) -> None:
+        await self._wakes.wake(instance.ref, actor="alarm")
+
+    # Staying up
+
+    def _should_be_up(self, instance: Instance) -> bool:
+        """An always-on gateway comes back by itself; what a person stopped stays stopped."""
+        return (
+            instance.role is Role.GATEWAY
+            and instance.state in (State.STOPPED, State.SLEEPING, State.WARM)
+            and not instance.held
+            and instance.entered_running_at is not None
+            and self._may_try_again(instance.instance_id)
+        )
+
+    async def _keep_up(self, instance: Instance) -> None:
+        self._deaths.setdefault(instance.instance_id, []).append(self._clock.monotonic())
+        await self._wakes.wake(instance.ref, actor="always-on")
+
+    def _may_try_again(self, instance: InstanceId) -> bool:
+        now = self._clock.monotonic()
+        recent = [at for at in self._deaths.get(instance, ()) if now - at < REVIVE_FORGET_SECONDS]
+        self._deaths[instance] = recent
+        if not recent:
+            return True
+        pause = REVIVE_BACKOFF_SECONDS[min(len(recent), len(REVIVE_BACKOFF_SECONDS) - 1)]
+        return now - recent[-1] >= pause
+
+    async def _revive_for_ever(self) -> None:
+        while True:
+            ref = await self._attachments.ended.get()
+            try:
+                await self.process_ended(ref)
+            except Exception:
+                log.exception("the end of a process could not be handled", instance=str(ref))
+
+    async def process_ended(self, ref: InstanceRef) -> None:
+        """A process ended although nobody asked: note it, and start again who was in the middle of something."""
+        was_idle = self._reports.latest(ref.instance_id).activity in (Activity.IDLE, Activity.READY)
+        instance = await self._lifecycle.process_ended(ref, actor=ACTOR)
+        if instance is None:
+            return
+        log.warning("instance died", instance=str(ref), was_idle=was_idle)
+        # An idle worker that died needs no process now: the next message or alarm boots it from its data.
+        if (instance.role is Role.GATEWAY or not was_idle) and self._may_try_again(ref.instance_id):
+            self._act(instance, self._keep_up(instance))

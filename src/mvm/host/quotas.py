@@ -1,0 +1,84 @@
+"""What a tenant uses of its quotas right now, with everything that is about to start counted in.
+
+An intent to run is part of the instance's record before anything starts, and check and record happen under one lock per
+tenant, so two starts at once cannot both take the last place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from mvm.host.catalog import Catalog
+from mvm.model import quota
+from mvm.model.entities import Instance, Pool
+from mvm.model.ids import TenantId
+from mvm.model.states import State
+
+
+def _holds_memory(instance: Instance) -> bool:
+    """True when the instance holds memory and vCPUs now, or is about to."""
+    return instance.state.has_process or _will_run(instance)
+
+
+def _will_run(instance: Instance) -> bool:
+    return instance.transition is not None and instance.transition.to is State.RUNNING
+
+
+def counts_as_running(instance: Instance) -> bool:
+    """True when the instance takes one of the tenant's `max_running` places."""
+    return instance.state is State.RUNNING or _will_run(instance)
+
+
+class QuotaKeeper:
+    """Checks requests against quotas; raises `QuotaExceeded` naming quota, limit, use and request."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._locks: dict[TenantId, asyncio.Lock] = {}
+
+    def lock(self, tenant: TenantId) -> asyncio.Lock:
+        """Held while checking a quota and recording what was allowed."""
+        return self._locks.setdefault(tenant, asyncio.Lock())
+
+    def use(self, tenant: TenantId, *, without: Instance | None = None) -> quota.Use:
+        """Present use of every quota; `without` leaves one instance out (the one that the request is about)."""
+        instances = [
+            i for i in self._catalog.instances_of(tenant) if without is None or i.instance_id != without.instance_id
+        ]
+        pools = {pool.pool_id: pool for pool in self._catalog.pools_of(tenant)}
+        held = [pools[i.pool_id] for i in instances if _holds_memory(i)]
+        return quota.Use(
+            vcpus=sum(pool.vcpus for pool in held),
+            mem_mib=sum(pool.mem_mib for pool in held),
+            running=sum(counts_as_running(i) for i in instances),
+            warm=sum(i.state is State.WARM and not _will_run(i) for i in instances),
+            pools=len(pools),
+            disk_mib=sum(pools[i.pool_id].data_disk_mib for i in instances),
+        )
+
+    def check_run(self, instance: Instance, pool: Pool) -> None:
+        """May this instance run now?"""
+        tenant = self._catalog.tenant(instance.tenant_id)
+        quota.check(
+            tenant.quotas,
+            self.use(tenant.tenant_id, without=instance),
+            quota.Request(vcpus=pool.vcpus, mem_mib=pool.mem_mib, running=1),
+            who=str(instance.ref),
+        )
+
+    def check_warm(self, instance: Instance) -> None:
+        """May this instance be kept warm?"""
+        tenant = self._catalog.tenant(instance.tenant_id)
+        use = self.use(tenant.tenant_id, without=instance)
+        quota.check(tenant.quotas, use, quota.Request(warm=1), who=str(instance.ref))
+
+    def check_create_instance(self, pool: Pool) -> None:
+        """May this pool have one more instance?"""
+        tenant = self._catalog.tenant(pool.tenant_id)
+        in_pool = len(self._catalog.instances_of(pool.tenant_id, pool.pool_id))
+        quota.check(
+            tenant.quotas,
+            self.use(tenant.tenant_id),
+            quota.Request(disk_mib=pool.data_disk_mib, instances_in_pool=in_pool + 1),
+            who=f"{pool.tenant_id}/{pool.pool_id}",
+        )

@@ -1,0 +1,94 @@
+"""Which runtimes there are, and which one a new instance gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mvm.model.entities import Instance
+from mvm.model.errors import InvalidInput, Refused, Unavailable
+from mvm.runtime.base import Probe, Runtime
+
+AUTO_ORDER = ("firecracker", "qemu", "process")
+"""`auto` takes the first of these that is there and works (DESIGN, "How an instance runs")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A chosen runtime and why it was chosen, in words for the operator."""
+
+    runtime: Runtime
+    reason: str
+
+
+class Runtimes:
+    """The runtimes of this host by name."""
+
+    def __init__(self, runtimes: Mapping[str, Runtime], *, wanted: str = "auto", production: bool = False) -> None:
+        self._runtimes = dict(runtimes)
+        self._wanted = wanted
+        self._production = production
+        self._probes: dict[str, Probe] = {}
+        self._choice: Choice | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._runtimes)
+
+    def named(self, name: str) -> Runtime:
+        """The runtime of that name."""
+        try:
+            return self._runtimes[name]
+        except KeyError:
+            raise InvalidInput(
+                f"runtime {name!r} is unknown", hint=f"the runtimes are: auto, {', '.join(self._runtimes)}"
+            ) from None
+
+    def of(self, instance: Instance) -> Runtime:
+        """The runtime that runs an instance."""
+        return self.named(instance.runtime)
+
+    async def probe(self, name: str) -> Probe:
+        """Whether a runtime works here; tried once per agent run."""
+        if name not in self._probes:
+            self._probes[name] = await self.named(name).probe()
+        return self._probes[name]
+
+    async def choose(self, wanted: str | None = None) -> Choice:
+        """The runtime for new instances: the wanted one, or with `auto` the first that works, saying why."""
+        wanted = wanted or self._wanted
+        if wanted != "auto":
+            return await self._choose_named(wanted)
+        if self._choice is None:
+            self._choice = await self._choose_first()
+        return self._choice
+
+    async def _choose_named(self, name: str) -> Choice:
+        runtime = self.named(name)
+        self._refuse_unisolated(runtime)
+        probe = await self.probe(name)
+        if not probe.usable:
+            raise Unavailable(f"runtime {name!r} does not work here: {probe.reason}", hint=probe.remedy)
+        return Choice(runtime=runtime, reason=f"{name}: asked for by name")
+
+    async def _choose_first(self) -> Choice:
+        passed_over = []
+        for name in AUTO_ORDER:
+            if name not in self._runtimes:
+                continue
+            probe = await self.probe(name)
+            if probe.usable:
+                runtime = self._runtimes[name]
+                self._refuse_unisolated(runtime)
+                return Choice(runtime=runtime, reason="; ".join([f"{name}: {probe.reason}", *passed_over]))
+            passed_over.append(f"not {name}: {probe.reason}")
+        raise Unavailable(
+            f"no runtime works on this host ({'; '.join(passed_over)})", hint="`mvm doctor` says what is missing"
+        )
+
+    def _refuse_unisolated(self, runtime: Runtime) -> None:
+        if self._production and not runtime.capabilities.isolated:
+            raise Refused(
+                f"runtime {runtime.name!r} does not isolate tenants and production mode refuses it",
+                hint="use a host with KVM, or unset MVM_PRODUCTION on a development machine",
+            )
