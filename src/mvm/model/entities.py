@@ -207,7 +207,7 @@ class InstanceNetwork(Frozen):
     """Network identity of an instance; kept while it sleeps."""
 
     guest_ip: str
-    """Where the instance is reached. A runtime without networks of its own gives another one than the tenant's subnet."""
+    """Where the instance is reached. A runtime without networks of its own gives one outside the tenant's subnet."""
     gateway_ip: str
     prefix: int = 24
     host_octet: int = Field(0, ge=0, le=255)
