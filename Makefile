@@ -1,0 +1,43 @@
+# mvm: `make quickstart` shows it working, `make test` proves it. Nothing is needed but Python >= 3.11 with pip.
+
+PYTHON ?= python3
+ARGS ?=
+RUNTIME ?=
+export MVM_PROGRAMS_DIR ?= $(CURDIR)/.mvm/programs
+
+.PHONY: help setup quickstart test test-full lint format bench lock clean
+
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -e 's/:.*## /\t/' | expand -t 14
+
+setup:  ## install all that is needed into .venv and .mvm
+	@$(PYTHON) scripts/setup.py
+
+quickstart: setup  ## a message wakes a sleeping OpenClaw, with stand-ins for Telegram and the model (ARGS=--once, RUNTIME=process)
+	@.venv/bin/mvm demo $(if $(RUNTIME),--runtime $(RUNTIME)) $(ARGS)
+
+test: setup  ## every check and test but the full failure matrix
+	@.venv/bin/python scripts/test.py $(ARGS)
+
+test-full: setup  ## every check and test
+	@.venv/bin/python scripts/test.py --full $(ARGS)
+
+lint: setup  ## ruff, mypy, import contracts
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+format: setup  ## put the code into shape
+	@.venv/bin/ruff check --fix
+	@.venv/bin/ruff format
+
+bench: setup  ## print the README's numbers
+	@for script in bench/*.py; do echo "== $$script"; .venv/bin/python "$$script" $(ARGS) || exit 1; done
+
+lock: setup  ## make the lock files anew (ARGS=--upgrade lets newer versions in)
+	@.venv/bin/python scripts/lock.py $(ARGS)
+
+clean:  ## remove what setup, tests and builds made in this checkout
+	rm -rf .venv .mvm .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	find src tests bench scripts -name __pycache__ -type d -prune -exec rm -rf {} +
