@@ -1,0 +1,142 @@
+/**
+ * One turn on a worker: send the message, wait for the final answer, whatever dies in between.
+ *
+ * `chat.send` carries an idempotency key made from the upstream message id. After a lost connection the same key is sent
+ * again: OpenClaw then either starts the turn (it never saw it), says that it is under way, or that it is done; in the
+ * last two cases the answer is read from the transcript, where it follows our own message.
+ */
+import { ConnectionLost } from "./connection.js";
+import { backoff, pause } from "./order.js";
+import { textOf } from "./message.js";
+
+const HISTORY_MESSAGES = 60;
+const HISTORY_CHARS = 200_000;
+
+/** The worker took the message and says that the turn failed: asking again would not help. */
+export class TurnFailed extends Error {
+  constructor(message) {
+    super(message);
+    this.name = "TurnFailed";
+  }
+}
+
+/**
+ * Run one turn; returns `{text, aborted, recovered}` and throws `TurnFailed` (the turn's own error) or the last
+ * connection error when `deadline` (epoch milliseconds) passes.
+ *
+ * `open(onEvent)` wakes the worker when it sleeps and gives a connection; `signal` aborts the turn on the worker.
+ */
+export async function runTurn({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs = 1000, onProgress }) {
+  let last = new Error("the worker did not answer in time");
+  for (let attempt = 0; Date.now() < deadline; attempt += 1) {
+    if (signal?.aborted) return { text: "", aborted: true };
+    try {
+      return await oneConnection({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs, onProgress });
+    } catch (error) {
+      if (!(error instanceof ConnectionLost)) throw error;
+      last = error;
+      await pause(backoff(attempt, 250, 3000), signal);
+    }
+  }
+  throw last;
+}
+
+async function oneConnection({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs, onProgress }) {
+  let finish;
+  const outcome = new Promise((resolve, reject) => (finish = { resolve, reject }));
+  outcome.catch(() => {});
+  const connection = await open((name, payload) => {
+    if (name !== "chat" || payload.runId !== runId) return;
+    if (payload.state === "delta") onProgress?.();
+    else if (payload.state === "final") finish.resolve({ text: textOf(payload.message), final: true });
+    else if (payload.state === "aborted") finish.resolve({ text: textOf(payload.message), aborted: true });
+    else if (payload.state === "error") finish.reject(new TurnFailed(payload.errorMessage ?? "the turn failed"));
+  });
+  const abort = () => void connection.request("chat.abort", { sessionKey }).catch(() => {});
+  const stopped = aborted(signal).then(() => ({ text: "", aborted: true }));
+  signal?.addEventListener("abort", abort, { once: true });
+  const limit = timeout(deadline);
+  try {
+    const ack = await request(connection, "chat.send", {
+      sessionKey,
+      message: text,
+      idempotencyKey: runId,
+      queueMode: "followup",
+      ...(attachments?.length ? { attachments } : {}),
+    });
+    if (ack?.status === "error") throw new TurnFailed(ack.error?.message ?? ack.summary ?? "the worker refused the message");
+    if (ack?.status !== "started") {
+      // Not ours to listen to any more: the turn is done, or goes on under an id of OpenClaw's own after a restart.
+      return await Promise.race([fromHistory({ connection, sessionKey, runId, pollMs }), outcome, stopped, connection.lost, limit.promise]);
+    }
+    const result = await Promise.race([outcome, stopped, connection.lost, limit.promise]);
+    if (result.text || result.aborted) return result;
+    // A final event may come without its text (a command, a silent turn): the transcript is what counts.
+    return { ...result, text: await answerIn(connection, sessionKey, runId) ?? "" };
+  } finally {
+    limit.clear();
+    signal?.removeEventListener("abort", abort);
+    if (signal?.aborted) await pause(150);
+    connection.close();
+  }
+}
+
+/** An RPC error of a live connection is the worker's own refusal; a refusal while it starts or stops is a lost connection. */
+async function request(connection, method, params) {
+  try {
+    return await connection.request(method, params);
+  } catch (error) {
+    if (error instanceof ConnectionLost) throw error;
+    const code = error?.gatewayCode ?? error?.code ?? "";
+    if (code === "UNAVAILABLE" || error?.retryable === true || /not connected|closed|timeout/i.test(error?.message ?? "")) {
+      throw new ConnectionLost(`the worker is not ready: ${String(error?.message).slice(0, 160)}`);
+    }
+    throw new TurnFailed(String(error?.message ?? error).slice(0, 300));
+  }
+}
+
+async function fromHistory({ connection, sessionKey, runId, pollMs }) {
+  for (;;) {
+    const text = await answerIn(connection, sessionKey, runId);
+    if (text !== null) return { text, recovered: true };
+    await pause(pollMs);
+  }
+}
+
+async function answerIn(connection, sessionKey, runId) {
+  const history = await request(connection, "chat.history", { sessionKey, limit: HISTORY_MESSAGES, maxChars: HISTORY_CHARS });
+  return findAnswer(history?.messages ?? [], runId);
+}
+
+/**
+ * The answer to our message in a transcript, or null while there is none: the last finished assistant text between our
+ * own message and the next one that a person wrote.
+ */
+export function findAnswer(messages, runId) {
+  const at = messages.findLastIndex((message) => message?.idempotencyKey === `${runId}:user`);
+  if (at < 0) return null;
+  let answer = null;
+  for (const message of messages.slice(at + 1)) {
+    if (message?.role === "user" && typeof message.idempotencyKey === "string" && message.idempotencyKey.endsWith(":user")) break;
+    if (message?.role !== "assistant") continue;
+    if (message.stopReason !== undefined && !["stop", "end_turn", "length"].includes(message.stopReason)) continue;
+    const text = textOf(message);
+    if (text) answer = text;
+  }
+  return answer;
+}
+
+function aborted(signal) {
+  return new Promise((resolve) => {
+    if (signal?.aborted) resolve();
+    else signal?.addEventListener("abort", () => resolve(), { once: true });
+  });
+}
+
+function timeout(deadline) {
+  let timer;
+  const promise = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new TurnFailed("the turn took too long")), Math.max(0, Math.min(deadline - Date.now(), 2 ** 31 - 1)));
+  });
+  return { promise, clear: () => clearTimeout(timer) };
+}
