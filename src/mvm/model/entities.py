@@ -8,26 +8,15 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mvm.model import ids
+from mvm.model.base import Frozen, InstanceIdField, NetIdField, PoolIdField, TenantIdField, UserIdField
 from mvm.model.roles import Role
+from mvm.model.routes import RoutingTable
 from mvm.model.states import State
-
-
-class Frozen(BaseModel):
-    """A closed, immutable record: unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-TenantIdField = Annotated[ids.TenantId, AfterValidator(ids.tenant_id)]
-PoolIdField = Annotated[ids.PoolId, AfterValidator(ids.pool_id)]
-UserIdField = Annotated[ids.UserId, AfterValidator(ids.user_id)]
-InstanceIdField = Annotated[ids.InstanceId, AfterValidator(ids.instance_id)]
-NetIdField = Annotated[ids.TenantNetId, Field(ge=ids.MIN_TENANT_NET_ID, le=ids.MAX_TENANT_NET_ID)]
 
 
 class Quotas(Frozen):
@@ -149,7 +138,7 @@ class PoolSpec(Frozen):
     critical: bool = False
     secret_scopes: dict[str, tuple[str, ...]] | None = None
     integrations: tuple[Integration, ...] = ()
-    routing_table: dict[str, Any] | None = None  # validated by mvm.model.routes.RoutingTable
+    routing_table: RoutingTable | None = None
     egress: Literal["internet", "none"] | tuple[str, ...] = "internet"
     peer_traffic: bool = False
     allow_exec: bool = True

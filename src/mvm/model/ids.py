@@ -76,6 +76,11 @@ def tenant_net_id(value: int) -> TenantNetId:
     return TenantNetId(value)
 
 
+def worker_key(tenant: TenantId, user: UserId) -> str:
+    """Name of a person's worker at a gateway, `<tenant>.<user>`: safe in paths and URLs, and no id holds a dot."""
+    return f"{tenant}.{user}"
+
+
 @dataclass(frozen=True, order=True)
 class InstanceRef:
     """Full name of an instance: `tenant/pool/instance`."""
