@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from mvm.model import ids
 from mvm.model.base import Frozen, InstanceIdField, NetIdField, PoolIdField, TenantIdField, UserIdField
+from mvm.model.egress import Egress, parse_egress
 from mvm.model.roles import Role
 from mvm.model.routes import RoutingTable
 from mvm.model.states import State
+from mvm.model.validation import as_field_check
 
 
 class Quotas(Frozen):
@@ -139,7 +141,7 @@ class PoolSpec(Frozen):
     secret_scopes: dict[str, tuple[str, ...]] | None = None
     integrations: tuple[Integration, ...] = ()
     routing_table: RoutingTable | None = None
-    egress: Literal["internet", "none"] | tuple[str, ...] = "internet"
+    egress: Annotated[Egress, PlainValidator(as_field_check(parse_egress))] = "internet"
     peer_traffic: bool = False
     allow_exec: bool = True
 
