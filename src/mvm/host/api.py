@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import structlog
-from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mvm.model.base import Frozen
 from mvm.model.errors import Conflict, InvalidInput, MvmError, QuotaExceeded
+from mvm.model.validation import parse
 from mvm.wire.frames import API_FRAME_LIMIT, FrameError, FrameFault, encode, read_frame, write_frame
 
 log = structlog.get_logger(__name__)
@@ -44,10 +45,8 @@ S = TypeVar("S")
 Json = dict[str, Any]
 
 
-class Params(BaseModel):
-    """Parameters of a request: closed, and no text for a number or the other way round."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+class Params(Frozen):
+    """Parameters of a request; parsed strictly, and no error repeats a value, there may be secrets among them."""
 
 
 class Call:
@@ -259,12 +258,10 @@ class ApiServer(Generic[S]):
     async def _carry_out(self, name: str, request: Request[S], body: object, call: Call) -> None:
         """Do what was asked and finish the call with the answer or the error."""
         try:
-            params = request.params.model_validate(body)
+            params = parse(request.params, body, what=name)
             answer = {f"{name}Result": await request.handle(self._services, params, call)}
             _check_fits(name, answer)
             result = "ok"
-        except ValidationError as error:
-            answer, result = _error_frame(_invalid(name, error)), "400"
         except MvmError as error:
             answer, result = _error_frame(error), str(error.code)
         except Exception as error:
@@ -285,15 +282,6 @@ def _named(frame: object) -> tuple[str, object]:
         name, body = next(iter(frame.items()))
         return str(name), body
     raise InvalidInput("not a request", hint='a request is an object with one key, {"Name": {...}}')
-
-
-def _invalid(name: str, error: ValidationError) -> InvalidInput:
-    """What is wrong with the parameters, without their values: there may be secrets among them."""
-    problems = [
-        f"{'.'.join(str(part) for part in problem['loc']) or 'parameters'}: {problem['msg']}"
-        for problem in error.errors(include_input=False, include_url=False)
-    ]
-    return InvalidInput(f"{name} is not valid: {'; '.join(problems[:5])}")
 
 
 def _check_fits(name: str, answer: Json) -> None:
