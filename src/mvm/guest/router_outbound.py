@@ -1,0 +1,157 @@
+"""Messages from a worker to its person that nobody asked for (reminders), on their way through the gateway.
+
+A worker's outbox posts to `http://<guest_ip>:<outbound port>/v1/outbound/<worker key>`; the router knows it by token
+*and* its address, writes the message down, and only then takes it over (202). From there it is the router's: handed to
+OpenClaw's plugin, again and again, until it was sent.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mvm.guest.courier import Attempt, Courier, Message, QueueFull, Verdict
+from mvm.guest.database import Database, StorageError
+from mvm.guest.http import HttpError, Request, Response, TakeOver
+from mvm.guest.http_client import call_json
+from mvm.guest.router_host import Events, HostRefused, HostUnreachable
+from mvm.guest.router_table import RouterTable, Worker
+from mvm.guest.router_wake import Wakes
+from mvm.guest.tokens import TokenFile
+
+log = logging.getLogger(__name__)
+
+PLUGIN_PATH = "/mvm/outbound"
+PLUGIN_SECONDS = 60.0
+MAX_TEXT = 128 * 1024
+MAX_ID = 200
+_NEVER = (400, 413, 422)
+"""Statuses of the plugin that no repetition will change."""
+
+
+class OutboundDesk:
+    """Takes messages from workers and carries them to OpenClaw's plugin."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        table: RouterTable,
+        wakes: Wakes,
+        events: Events,
+        worker_tokens: Path,
+        router_token: TokenFile,
+        openclaw_port: int,
+        longest_delay: float = 60.0,
+    ) -> None:
+        """`worker_tokens` is the directory with one token file per granted worker."""
+        self._table = table
+        self._wakes = wakes
+        self._events = events
+        self._tokens = worker_tokens
+        self._router_token = router_token
+        self._openclaw_port = openclaw_port
+        self._courier = Courier(database, self._hand_over, on_given_up=self._given_up, longest_delay=longest_delay)
+
+    @property
+    def pending(self) -> int:
+        """Messages that OpenClaw has not sent yet."""
+        return self._courier.pending
+
+    async def start(self) -> None:
+        """Take up what an earlier run left."""
+        await self._courier.start()
+
+    async def close(self, grace: float) -> None:
+        """Let what is being handed over end, keep the rest on disk."""
+        await self._courier.close(grace)
+
+    async def forget_old(self) -> None:
+        """Forget the ids of messages sent long ago."""
+        await self._courier.forget_old()
+
+    def nudge(self) -> None:
+        """Try again at once (the users changed)."""
+        self._courier.nudge()
+
+    async def handle(self, request: Request) -> Response | TakeOver:
+        """Serve a worker's outbox."""
+        segments = request.segments
+        if len(segments) != 3 or segments[:2] != ["v1", "outbound"]:
+            return Response.error(404, "there is nothing here")
+        if request.method != "POST":
+            return Response.error(405, "only POST is possible here")
+        worker = self._table.for_key(segments[2])
+        # A worker that is not served here and a wrong token look the same from outside.
+        if worker is None or not TokenFile(self._tokens / worker.key).matches(request.bearer):
+            return Response.error(401, "this token is not valid for this worker")
+        if not await self._comes_from(worker, request.peer):
+            log.error("a message for %s came from %s, which is not its address", worker.key, request.peer)
+            self._events.report(
+                "OutboundRefused", f"{request.peer} used the token of {worker.key}", user=worker.user_id
+            )
+            return Response.error(401, "this token is not valid for this worker")
+        text, id = _message_of(request)
+        try:
+            added = await self._courier.put(worker.key, id, {"text": text})
+        except QueueFull as error:
+            return Response.error(429, str(error))
+        except StorageError as error:
+            log.error("an outbound message cannot be written down: %s", error)
+            return Response.error(503, "the gateway cannot write the message down right now")
+        return Response.json(202, {"id": id, "duplicate": not added})
+
+    async def _comes_from(self, worker: Worker, source: str) -> bool:
+        if self._wakes.known_address(worker) == source:
+            return True
+        try:
+            return await self._wakes.address(worker) == source
+        except HostRefused:
+            return False
+        except HostUnreachable as error:
+            raise HttpError(503, "the gateway cannot check the sender right now") from error
+
+    async def _hand_over(self, message: Message) -> Attempt:
+        worker = self._table.for_key(message.lane)
+        if worker is None:
+            return Attempt(Verdict.LATER, "this worker is not served here any more")
+        if worker.reply_peer is None:
+            return Attempt(Verdict.LATER, "this user has not been paired with anyone yet")
+        channel, _, to = worker.reply_peer.partition(":")
+        body = {"id": f"{message.lane}:{message.id}", "channel": channel, "to": to, "text": message.body["text"]}
+        try:
+            answer = await call_json(
+                "127.0.0.1",
+                self._openclaw_port,
+                "POST",
+                PLUGIN_PATH,
+                body,
+                headers={"Authorization": f"Bearer {self._router_token.read()}", "Idempotency-Key": body["id"]},
+                seconds=PLUGIN_SECONDS,
+            )
+        except (OSError, HttpError) as error:
+            return Attempt(Verdict.LATER, f"OpenClaw did not answer: {error or type(error).__name__}")
+        if answer.status == 200:
+            return Attempt(Verdict.TAKEN)
+        reason = f"OpenClaw answered {answer.status}: {answer.body[:200].decode(errors='replace')}"
+        return Attempt(Verdict.NEVER if answer.status in _NEVER else Verdict.LATER, reason)
+
+    def _given_up(self, message: Message, reason: str) -> None:
+        worker = self._table.for_key(message.lane)
+        self._events.report(
+            "OutboundFailed",
+            f"a message from {message.lane} to its person is given up: {reason}",
+            user=None if worker is None else worker.user_id,
+        )
+
+
+def _message_of(request: Request) -> tuple[str, str]:
+    """Text and id of the message; raises `HttpError` 422 for one that can never be sent."""
+    body = request.json_object()
+    text = body.get("text")
+    if not isinstance(text, str) or not text.strip() or len(text.encode(errors="replace")) > MAX_TEXT:
+        raise HttpError(422, f"the message needs a text of 1 to {MAX_TEXT} bytes")
+    id = request.headers.get("idempotency-key") or body.get("id")
+    if not isinstance(id, str) or not 0 < len(id) <= MAX_ID:
+        raise HttpError(422, f"the message needs an Idempotency-Key of 1 to {MAX_ID} characters")
+    return text, id

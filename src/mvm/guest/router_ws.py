@@ -1,0 +1,105 @@
+"""The way of a turn: the plugin's WebSocket, passed through to the worker's OpenClaw, waking it first.
+
+Nothing is taken from the plugin before the worker has begun to answer. So a worker that goes to sleep, dies or is
+replaced between its wake and its answer costs another wake, and never a turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from mvm.guest import pipe
+from mvm.guest.http import Request, Response, TakeOver
+from mvm.guest.router_table import Worker
+from mvm.guest.router_wake import NOTICE_NO_ANSWER, WakeFailed, Wakes
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 2.0
+_NOT_PASSED_ON = frozenset({"authorization", "host", "forwarded", "origin", "content-length", "transfer-encoding"})
+
+
+class WorkerPipe:
+    """Opens connections to workers' forwarders and joins them with the plugin's."""
+
+    def __init__(self, wakes: Wakes, *, source: str, on_change: Callable[[int], None] = lambda _: None) -> None:
+        """`source` is this gateway's own address: workers accept no other."""
+        self._wakes = wakes
+        self._source = source
+        self._on_change = on_change
+        self._open = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Turns under way."""
+        return self._open
+
+    async def serve(self, worker: Worker, request: Request) -> Response | TakeOver:
+        """Answer an Upgrade request: take over once the worker answers, else say why not."""
+        try:
+            target, first = await self._connect(worker, _replayed(request, worker.port))
+        except WakeFailed as failure:
+            return Response.error(503, failure.notice, reason=failure.reason, retry=failure.retry)
+
+        async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._count(1)
+            try:
+                pipe.keep_alive(writer)
+                writer.write(first)
+                await writer.drain()
+                await pipe.join((reader, writer), target)
+            finally:
+                self._count(-1)
+                await pipe.close(target[1])
+
+        return TakeOver(run)
+
+    async def _connect(self, worker: Worker, head: bytes) -> tuple[pipe.Connection, bytes]:
+        """A connection on which the worker has begun to answer, and the beginning of its answer."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._wakes.wake_seconds
+        pause = FIRST_PAUSE
+        while True:
+            address = await self._wakes.wake(worker)
+            try:
+                return await self._open_to(address, worker.port, head, max(deadline - loop.time(), CONNECT_SECONDS))
+            except OSError as error:
+                reason = f"{worker.key} at {address}:{worker.port} does not answer: {error or 'time is over'}"
+                if loop.time() + pause >= deadline:
+                    raise WakeFailed(NOTICE_NO_ANSWER, reason, True) from error
+                log.warning("%s; tried again in %.2f s", reason, pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _open_to(self, address: str, port: int, head: bytes, seconds: float) -> tuple[pipe.Connection, bytes]:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            reader, writer = await asyncio.open_connection(address, port, local_addr=(self._source, 0))
+        try:
+            pipe.keep_alive(writer)
+            writer.write(head)
+            async with asyncio.timeout(seconds):
+                await writer.drain()
+                first = await reader.read(pipe.CHUNK_BYTES)
+            if not first:
+                raise ConnectionResetError("it closed the connection")
+        except BaseException:
+            await pipe.close(writer)
+            raise
+        return (reader, writer), first
+
+    def _count(self, change: int) -> None:
+        self._open += change
+        self._on_change(self._open)
+
+
+def _replayed(request: Request, port: int) -> bytes:
+    """The plugin's request as the worker's OpenClaw should see it: a local one, without the router's token."""
+    lines = ["GET / HTTP/1.1", f"Host: 127.0.0.1:{port}"]
+    for name, value in request.raw_headers:
+        if name.lower() not in _NOT_PASSED_ON and not name.lower().startswith(("x-forwarded-", "x-real-")):
+            lines.append(f"{name}: {value}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
