@@ -10,13 +10,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator
 
 from mvm.model import ids
 from mvm.model.base import Frozen, InstanceIdField, NetIdField, PoolIdField, TenantIdField, UserIdField
 from mvm.model.egress import Egress, parse_egress
 from mvm.model.roles import Role
 from mvm.model.routes import RoutingTable
+from mvm.model.secrets import check_secret_scopes
 from mvm.model.states import State
 from mvm.model.validation import as_field_check
 
@@ -122,6 +123,15 @@ class OpenClawSettings(Frozen):
     gateway_url: str | None = None
 
 
+def _check_scopes(scopes: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    check_secret_scopes(scopes)
+    return scopes
+
+
+SecretScopes = Annotated[dict[str, tuple[str, ...]], AfterValidator(as_field_check(_check_scopes))]
+"""Scope -> keys that a pool's instances get, instead of what their role gets; `"*"` is every key of the scope."""
+
+
 class PoolSpec(Frozen):
     """What a person (or a template) says of a pool: everything but whose it is and when it was made."""
 
@@ -138,7 +148,7 @@ class PoolSpec(Frozen):
     snapshot_compression: SnapshotCompression = SnapshotCompression.NONE
     pinned: bool = False
     critical: bool = False
-    secret_scopes: dict[str, tuple[str, ...]] | None = None
+    secret_scopes: SecretScopes | None = None
     integrations: tuple[Integration, ...] = ()
     routing_table: RoutingTable | None = None
     egress: Annotated[Egress, PlainValidator(as_field_check(parse_egress))] = "internet"

@@ -3,8 +3,8 @@
 Time comes in two kinds. Durations (`idle_for_seconds`, `in_state_for_seconds`) are measured by the host on its
 monotonic clock and decide wherever they are known: no jump of a wall clock can lengthen them. Wall-clock timestamps of
 the record are used where the host has no measure of its own (it was restarted meanwhile), and only ever to hold back:
-one that lies in the future, because the wall clock went backwards, counts as no time passed. A timestamp that is missing
-holds nothing back.
+one that lies in the future, because the wall clock went backwards, counts as no time passed. A timestamp that is
+missing holds nothing back.
 
 Idle means that nothing is being done for anyone. What is not known counts as busy.
 """
