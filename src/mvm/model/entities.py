@@ -6,14 +6,16 @@ it was read at. Times are wall-clock UTC; whoever needs a duration measures it o
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PlainValidator
 
 from mvm.model import ids
-from mvm.model.base import Frozen, InstanceIdField, NetIdField, PoolIdField, TenantIdField, UserIdField
+from mvm.model.base import Frozen, InstanceIdField, NetIdField, PoolIdField, TenantIdField, UserIdField, failed
 from mvm.model.egress import Egress, parse_egress
 from mvm.model.roles import Role
 from mvm.model.routes import RoutingTable
@@ -68,12 +70,20 @@ OPENCLAW_POLICY = RuntimePolicy(
 )
 
 
+def default_policy(role: Role) -> RuntimePolicy:
+    """The policy of a pool that gives none (CONTRACT 3)."""
+    return OPENCLAW_POLICY if role is Role.CAPABILITY_OPENCLAW else RuntimePolicy()
+
+
+Count = Annotated[int, Field(ge=0, le=100)]
+
+
 class DesiredCounts(Frozen):
     """How many instances a pool should have in each state."""
 
-    running: int = Field(0, ge=0, le=100)
-    warm: int = Field(0, ge=0, le=100)
-    sleeping: int = Field(0, ge=0, le=100)
+    running: Count = 0
+    warm: Count = 0
+    sleeping: Count = 0
 
     @property
     def total(self) -> int:
@@ -99,6 +109,38 @@ class Integration(Frozen):
     critical: bool = False
 
 
+def _check_model(text: str) -> str:
+    provider, slash, model = text.partition("/")
+    if not (provider and slash and model) or any(character.isspace() for character in text):
+        raise failed("is not a model", hint="write 'provider/model', such as 'anthropic/claude-sonnet-4-5'")
+    return text
+
+
+def _check_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits or any(character.isspace() for character in text):
+        raise failed("is not an http or https URL", hint="write it as 'https://host/path'")
+    if parts.username is not None or parts.password is not None:
+        raise failed("holds a user name or password", hint="give keys under [secrets] only")
+    return text
+
+
+Url = Annotated[str, AfterValidator(_check_url)]
+
+
+class OpenClawSettings(Frozen):
+    """The `[openclaw]` table of a manifest: what OpenClaw is told beyond its defaults."""
+
+    model: Annotated[str, AfterValidator(_check_model)] | None = None
+    provider_base_url: Url | None = None
+    telegram_api_root: Url | None = None
+    gateway_url: Url | None = None
+
+
 class Tenant(Frozen):
     """Security, quota, secret, audit and network boundary."""
 
@@ -114,15 +156,6 @@ class Tenant(Frozen):
     template: str | None = None
 
 
-class OpenClawSettings(Frozen):
-    """The `[openclaw]` table of a manifest: what OpenClaw is told beyond its defaults."""
-
-    model: str | None = None
-    provider_base_url: str | None = None
-    telegram_api_root: str | None = None
-    gateway_url: str | None = None
-
-
 def _check_scopes(scopes: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     check_secret_scopes(scopes)
     return scopes
@@ -132,6 +165,12 @@ SecretScopes = Annotated[dict[str, tuple[str, ...]], AfterValidator(as_field_che
 """Scope -> keys that a pool's instances get, instead of what their role gets; `"*"` is every key of the scope."""
 
 
+Vcpus = Annotated[int, Field(ge=1, le=32)]
+MemMib = Annotated[int, Field(ge=64, le=4 * 1024 * 1024)]
+DiskMib = Annotated[int, Field(ge=0, le=64 * 1024 * 1024)]
+"""0: none was asked for; the drive that such a pool gets all the same is sparse, and counts for nothing."""
+
+
 class PoolSpec(Frozen):
     """What a person (or a template) says of a pool: everything but whose it is and when it was made."""
 
@@ -139,9 +178,9 @@ class PoolSpec(Frozen):
     role: Role = Role.WORKER
     profile: str = "minimal"
     flake: str = ""
-    vcpus: int = Field(2, ge=1, le=32)
-    mem_mib: int = Field(1024, ge=64)
-    data_disk_mib: int = Field(0, ge=0)
+    vcpus: Vcpus = 2
+    mem_mib: MemMib = 1024
+    data_disk_mib: DiskMib = 0
     desired: DesiredCounts = DesiredCounts()
     runtime_policy: RuntimePolicy = RuntimePolicy()
     seccomp_policy: SeccompPolicy = SeccompPolicy.BASELINE
@@ -274,16 +313,23 @@ class Instance(Frozen):
         return ids.InstanceRef(self.tenant_id, self.pool_id, self.instance_id)
 
 
-class User(Frozen):
-    """A person served by a deployment: who they are on each channel, and the pool that holds their private worker."""
+def _check_sender(text: str) -> str:
+    if re.fullmatch(r"[0-9]{1,20}", text):
+        return text
+    raise failed("is not a sender id", hint="a sender id is the number of the account, in digits, such as '111111111'")
 
-    tenant_id: TenantIdField
+
+SenderId = Annotated[str, AfterValidator(_check_sender)]
+"""Somebody's account on Telegram or Discord, as digits."""
+
+
+class UserSpec(Frozen):
+    """What a person (or a template) says of a user: who they are on each channel, and the pool of their worker."""
+
     user_id: UserIdField
     pool_id: PoolIdField
-    telegram: tuple[Annotated[str, Field(pattern=r"^[0-9]{1,20}$")], ...] = ()
-    discord: tuple[Annotated[str, Field(pattern=r"^[0-9]{1,20}$")], ...] = ()
-    instance_id: InstanceIdField | None = None
-    created_at: datetime
+    telegram: tuple[SenderId, ...] = ()
+    discord: tuple[SenderId, ...] = ()
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -291,4 +337,26 @@ class User(Frozen):
         return tuple(f"telegram:{x}" for x in self.telegram) + tuple(f"discord:{x}" for x in self.discord)
 
 
-Tenant.model_rebuild()
+class User(UserSpec):
+    """A person served by a deployment, and the private worker that is bound to them."""
+
+    tenant_id: TenantIdField
+    instance_id: InstanceIdField | None = None
+    created_at: datetime
+
+    @classmethod
+    def from_spec(cls, spec: UserSpec, *, tenant_id: ids.TenantId, created_at: datetime) -> User:
+        """A tenant's user as `spec` describes them, not bound to an instance yet."""
+        return cls(
+            tenant_id=tenant_id,
+            user_id=spec.user_id,
+            pool_id=spec.pool_id,
+            telegram=spec.telegram,
+            discord=spec.discord,
+            created_at=created_at,
+        )
+
+    @property
+    def spec(self) -> UserSpec:
+        """What a manifest says of this user, comparable with what one asks for."""
+        return UserSpec(user_id=self.user_id, pool_id=self.pool_id, telegram=self.telegram, discord=self.discord)

@@ -60,6 +60,14 @@ class SecretName:
         return self.path
 
 
+def is_variable(self) -> bool:
+        """True when it becomes an environment variable of the guest's services."""
+        return is_variable(self.key)
+
+    def __str__(self) -> str:
+        return self.path
+
+
 LOGICAL_NAMES: Mapping[str, SecretName] = {
     "anthropic_key": SecretName("anthropic", "ANTHROPIC_API_KEY"),
     "openai_key": SecretName("openai", "OPENAI_API_KEY"),
