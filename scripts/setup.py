@@ -10,6 +10,7 @@ Each step is skipped when what it made is there and fits; a run that was interru
 import hashlib
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -63,6 +64,9 @@ def environment() -> dict[str, str]:
     for theirs, ours in (("PIP_INDEX_URL", "UV_DEFAULT_INDEX"), ("PIP_CERT", "SSL_CERT_FILE")):
         if theirs in settings:
             settings.setdefault(ours, settings[theirs])
+    trusted = ssl.get_default_verify_paths()
+    if trusted.cafile or (trusted.capath and any(Path(trusted.capath).iterdir())):
+        settings.setdefault("UV_SYSTEM_CERTS", "1")  # so that a company's own certificate authority is known
     settings["MVM_PROGRAMS_DIR"] = str(LOCAL / "programs")
     return settings
 

@@ -34,6 +34,7 @@ from mvm.openclaw.programs import Programs, find_programs
 INSTALL_TIMEOUT_SECONDS = 1800.0
 STALL_TIMEOUT_SECONDS = 300.0
 """npm is given up when for this long no further package has appeared."""
+FETCH_RETRIES = 4
 LOCK_TIMEOUT_SECONDS = 1800.0
 NEEDED_DISK_MIB = 1200
 """OpenClaw takes 606 MiB (OPENCLAW.md section 1); npm's cache of its downloads as much again at most."""
@@ -187,7 +188,8 @@ def _fill(staging: Path, lock: Lock, programs: Programs, on_progress: OnProgress
     # fmt: off
     command = [
         str(programs.node), str(programs.npm), "ci", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund",
-        "--legacy-peer-deps", "--no-update-notifier", "--prefer-offline", "--fetch-retries=4", "--loglevel=error",
+        "--legacy-peer-deps", "--no-update-notifier", "--prefer-offline", "--loglevel=error",
+        f"--fetch-retries={FETCH_RETRIES}", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=20000",
     ]
     # fmt: on
     search_path = os.pathsep.join([str(programs.node.parent), os.environ.get("PATH", os.defpath)])
@@ -195,7 +197,7 @@ def _fill(staging: Path, lock: Lock, programs: Programs, on_progress: OnProgress
         npm = subprocess.Popen(
             command,
             cwd=staging,
-            env={**os.environ, "PATH": search_path},
+            env={"NODE_USE_SYSTEM_CA": "1", **os.environ, "PATH": search_path},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
