@@ -18,6 +18,8 @@ V = TypeVar("V")
 
 WORKERS_SCOPE = "workers"
 """Scope of a gateway's drive that holds the tokens of the workers it may deliver to; written by the host only."""
+GATEWAY_TOKEN_VARIABLE = "OPENCLAW_GATEWAY_TOKEN"  # noqa: S105
+"""The name by which OpenClaw reads its token."""
 ALL_KEYS = "*"
 """In `secret_scopes`: every key of the scope."""
 MAX_VALUE_BYTES = 64 * 1024
@@ -60,29 +62,6 @@ class SecretName:
         return self.path
 
 
-def is_variable(self) -> bool:
-        """True when it becomes an environment variable of the guest's services."""
-        return is_variable(self.key)
-
-    def __str__(self) -> str:
-        return self.path
-
-
-LOGICAL_NAMES: Mapping[str, SecretName] = {
-    "anthropic_key": SecretName("anthropic", "ANTHROPIC_API_KEY"),
-    "openai_key": SecretName("openai", "OPENAI_API_KEY"),
-    "telegram_token": SecretName("telegram", "TELEGRAM_BOT_TOKEN"),
-    "discord_token": SecretName("discord", "DISCORD_BOT_TOKEN"),
-    "openclaw_token": SecretName("openclaw", "OPENCLAW_AUTH_TOKEN"),
-}
-"""Names that people write for the usual secrets; any other secret is written in the long form."""
-
-OPENCLAW_TOKEN = LOGICAL_NAMES["openclaw_token"]
-"""Generated per instance when absent; also set as `GATEWAY_TOKEN_VARIABLE`."""
-GATEWAY_TOKEN_VARIABLE = "OPENCLAW_GATEWAY_TOKEN"  # noqa: S105 - the name that OpenClaw reads
-CHANNEL_SCOPES = frozenset({"telegram", "discord"})
-
-
 def is_variable(key: str) -> bool:
     """True when a secret of this key becomes an environment variable (any other one is a file only)."""
     return _VARIABLE.fullmatch(key) is not None
@@ -113,6 +92,20 @@ def check_key(key: str) -> str:
             "none of '-' and '.'",
         )
     return key
+
+
+LOGICAL_NAMES: Mapping[str, SecretName] = {
+    "anthropic_key": SecretName("anthropic", "ANTHROPIC_API_KEY"),
+    "openai_key": SecretName("openai", "OPENAI_API_KEY"),
+    "telegram_token": SecretName("telegram", "TELEGRAM_BOT_TOKEN"),
+    "discord_token": SecretName("discord", "DISCORD_BOT_TOKEN"),
+    "openclaw_token": SecretName("openclaw", "OPENCLAW_AUTH_TOKEN"),
+}
+"""Names that people write for the usual secrets; any other secret is written in the long form."""
+
+OPENCLAW_TOKEN = LOGICAL_NAMES["openclaw_token"]
+"""Generated per instance when absent; also set as `GATEWAY_TOKEN_VARIABLE`."""
+CHANNEL_SCOPES = frozenset({"telegram", "discord"})
 
 
 def value_from_text(name: SecretName, text: str) -> str:
