@@ -40,7 +40,7 @@ class Database:
         self._schema = schema
         self._version = version
         self._on_set_aside = on_set_aside
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=path.stem)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=path.stem)  # ends with the object
         self._connection: sqlite3.Connection | None = None
         self._aside: list[str] = []
 
@@ -56,9 +56,8 @@ class Database:
         return await self._on_thread(lambda: self._run(work))
 
     async def close(self) -> None:
-        """Finish what runs and close the file."""
+        """Finish what runs and close the file; it can be opened again."""
         await self._on_thread(self._close)
-        self._thread.shutdown(wait=False)
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
         try:
