@@ -1,0 +1,268 @@
+"""The people a deployment serves: who they are on each channel, and the private worker of each.
+
+All routing follows from these records: a change is written here, and the gateway that serves the tenant is told at once
+(routes.json, users.json, workers' tokens), without a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import re
+from collections.abc import Iterable
+
+from mvm.host.catalog import Catalog
+from mvm.host.chronicle import Chronicle
+from mvm.host.clock import Clock
+from mvm.host.contracts import InstanceOperations
+from mvm.host.gateways import Gateways
+from mvm.host.progress import Progress, silent
+from mvm.host.refreshes import Refreshes
+from mvm.host.removals import Removals
+from mvm.host.secrets import SecretStore
+from mvm.model.entities import Instance, Pool, User
+from mvm.model.errors import Conflict, InvalidInput, NotFound
+from mvm.model.ids import PoolId, TenantId, UserId
+from mvm.model.roles import Role
+
+_PEER = re.compile(r"(telegram|discord):([0-9]{1,20})")
+_REMOVAL = "user"
+
+
+def parse_peer(peer: str) -> tuple[str, str]:
+    """Channel and sender id of `channel:sender`; raises `InvalidInput`."""
+    if (match := _PEER.fullmatch(peer)) is None:
+        raise InvalidInput(
+            f"{peer[:80]!r} is not the address of a sender",
+            hint="write 'telegram:<sender id>' or 'discord:<sender id>'",
+        )
+    return match[1], match[2]
+
+
+class Users:
+    """Adding, changing and removing users. Everything takes effect on the live gateway."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        gateways: Gateways,
+        operations: InstanceOperations,
+        refreshes: Refreshes,
+        removals: Removals,
+        secrets: SecretStore,
+        chronicle: Chronicle,
+        clock: Clock,
+    ) -> None:
+        self._catalog = catalog
+        self._gateways = gateways
+        self._operations = operations
+        self._refreshes = refreshes
+        self._removals = removals
+        self._secrets = secrets
+        self._chronicle = chronicle
+        self._clock = clock
+        # Held while it is checked that a sender belongs to nobody else and the record is written.
+        self._changing = asyncio.Lock()
+
+    def get(self, tenant_id: TenantId, user_id: UserId) -> User:
+        """The user of that id, or `NotFound`."""
+        return self._catalog.user(tenant_id, user_id)
+
+    def list(self, tenant_id: TenantId) -> builtins.list[User]:
+        """The users of a tenant, by id."""
+        self._catalog.tenant(tenant_id)
+        return self._catalog.users_of(tenant_id)
+
+    def granted(self, caller: Instance, target: Instance) -> bool:
+        """True when `caller` may wake and query `target` (CONTRACT 9)."""
+        return self._gateways.granted(caller, target)
+
+    def gateway_of(self, tenant_id: TenantId) -> Instance | None:
+        """The gateway instance that serves a tenant."""
+        return self._gateways.gateway_of(tenant_id)
+
+    async def add(
+        self,
+        tenant_id: TenantId,
+        user_id: UserId,
+        *,
+        telegram: Iterable[str] = (),
+        discord: Iterable[str] = (),
+        pool_id: PoolId | None = None,
+        actor: str,
+        progress: Progress = silent,
+    ) -> User:
+        """Record a user, make their worker, and let the gateway know. The worker comes up with their first message.
+
+        Raises `Conflict` when the user exists or a sender is somebody else's, `QuotaExceeded` when there is no room for
+        a worker; then nothing is left of the user.
+        """
+        pool = self._pool_for(tenant_id, pool_id)
+        user = User(
+            tenant_id=tenant_id,
+            user_id=user_id,
+            pool_id=pool.pool_id,
+            telegram=_senders("telegram", telegram),
+            discord=_senders("discord", discord),
+            created_at=self._clock.now(),
+        )
+        async with self._changing:
+            if (tenant_id, user_id) in self._catalog.users:
+                raise Conflict(
+                    f"user {user_id!r} of tenant {tenant_id!r} exists already",
+                    hint=f"`mvm user list {tenant_id}` shows the users; remove it first to begin anew",
+                )
+            self._require_free(tenant_id, user)
+            await self._catalog.save_user(user)
+        progress(f"making the worker of {user_id}")
+        try:
+            user = await self.bind(user, actor=actor)
+        except BaseException:
+            await self._destroy_workers(tenant_id, user_id, actor=actor)
+            await self._catalog.remove_user(tenant_id, user_id)
+            raise
+        self._chronicle.tenant_event(
+            tenant_id, "UserAdded", actor=actor, detail=", ".join(user.peers) or "not paired yet", user=user_id
+        )
+        await self.refresh_gateway(tenant_id, actor=actor)
+        return user
+
+    async def bind(self, user: User, *, actor: str) -> User:
+        """Give a user their instance: the one that was made for them already, else a new one."""
+        mine = [i for i in self._catalog.instances_of(user.tenant_id, user.pool_id) if i.user == user.user_id]
+        instance = (
+            mine[0]
+            if mine
+            else await self._operations.create_instance(user.tenant_id, user.pool_id, user=user.user_id, actor=actor)
+        )
+        return await self._catalog.save_user(user.model_copy(update={"instance_id": instance.instance_id}))
+
+    async def set_peers(
+        self,
+        tenant_id: TenantId,
+        user_id: UserId,
+        *,
+        telegram: Iterable[str] | None = None,
+        discord: Iterable[str] | None = None,
+        actor: str,
+    ) -> User:
+        """Say who a user is on a channel, instead of what was known before; None leaves a channel as it is."""
+        async with self._changing:
+            user = self.get(tenant_id, user_id)
+            changes = {
+                channel: _senders(channel, senders)
+                for channel, senders in (("telegram", telegram), ("discord", discord))
+                if senders is not None
+            }
+            changed = user.model_copy(update=changes)
+            if changed == user:
+                return user
+            self._require_free(tenant_id, changed)
+            user = await self._catalog.save_user(changed)
+        self._chronicle.tenant_event(
+            tenant_id, "UserUpdated", actor=actor, detail=", ".join(user.peers) or "not paired", user=user_id
+        )
+        await self.refresh_gateway(tenant_id, actor=actor)
+        return user
+
+    async def add_peer(self, tenant_id: TenantId, user_id: UserId, peer: str, *, actor: str) -> User:
+        """Bind one more sender to a user. The caller refreshes the gateway."""
+        channel, sender = parse_peer(peer)
+        async with self._changing:
+            user = self.get(tenant_id, user_id)
+            senders = user.telegram if channel == "telegram" else user.discord
+            if sender in senders:
+                return user
+            changed = user.model_copy(update={channel: (*senders, sender)})
+            self._require_free(tenant_id, changed)
+            return await self._catalog.save_user(changed)
+
+    async def remove(self, tenant_id: TenantId, user_id: UserId, *, actor: str, progress: Progress = silent) -> None:
+        """Forget a user and destroy their worker with everything in it. The gateway stops serving them first."""
+        user = self.get(tenant_id, user_id)
+        async with self._removals.recorded(_REMOVAL, tenant_id, user_id, actor=actor):
+            await self._catalog.remove_user(tenant_id, user_id)
+            await self.refresh_gateway(tenant_id, actor=actor)
+            progress(f"destroying the worker of {user_id}")
+            await self._destroy_workers(tenant_id, user_id, actor=actor)
+        self._chronicle.tenant_event(tenant_id, "UserRemoved", actor=actor, detail=", ".join(user.peers), user=user_id)
+
+    async def _destroy_workers(self, tenant_id: TenantId, user_id: UserId, *, actor: str) -> None:
+        for instance in self._catalog.instances_of(tenant_id):
+            if instance.user == user_id:
+                await self._operations.destroy(instance.ref, actor=actor)
+                await self._secrets.forget_instance(instance)
+
+    async def finish_interrupted(self) -> None:
+        """After a start of the agent: finish removals, and give every user who has none their instance."""
+        for removal in await self._removals.pending(_REMOVAL):
+            tenant_id, user_id = TenantId(removal.parts[0]), UserId(removal.parts[1])
+            async with self._removals.recorded(_REMOVAL, tenant_id, user_id, actor=removal.actor):
+                await self._catalog.remove_user(tenant_id, user_id)
+                await self._destroy_workers(tenant_id, user_id, actor=removal.actor)
+        for user in [*self._catalog.users.values()]:
+            if user.instance_id is None or user.instance_id not in self._catalog.instances:
+                await self.bind(user, actor="recovery")
+
+    async def refresh_gateway(self, tenant_id: TenantId, *, actor: str) -> None:
+        """Let the gateway that serves a tenant know what changed."""
+        await self._refreshes.tell([self._gateways.gateway_of(tenant_id)], actor=actor)
+
+    def require_no_clash(self, tenant_ids: Iterable[TenantId]) -> None:
+        """Raise `Conflict` when two users of these tenants, which are to share a gateway, have a sender in common."""
+        owners: dict[str, User] = {}
+        for user in (user for tenant_id in tenant_ids for user in self._catalog.users_of(tenant_id)):
+            for peer in user.peers:
+                if (other := owners.setdefault(peer, user)) is not user:
+                    raise _taken(peer, other)
+
+    def _require_free(self, tenant_id: TenantId, user: User) -> None:
+        """Raise `Conflict` when a sender of `user` is somebody else's at the same gateway."""
+        serving = self._gateways.serving_tenant(tenant_id)
+        others = (
+            self._catalog.users_of(tenant_id) if serving is None else self._gateways.users_served_by(serving.tenant_id)
+        )
+        for other in others:
+            if (other.tenant_id, other.user_id) == (tenant_id, user.user_id):
+                continue
+            for peer in user.peers:
+                if peer in other.peers:
+                    # Whoever asks for one tenant learns nothing about another one's users.
+                    raise _taken(peer, other if other.tenant_id == tenant_id else None)
+
+    def _pool_for(self, tenant_id: TenantId, pool_id: PoolId | None) -> Pool:
+        """The pool that holds a new user's worker: the named one, else the tenant's only pool of workers."""
+        if pool_id is not None:
+            pool = self._catalog.pool(tenant_id, pool_id)
+            if pool.role is Role.GATEWAY or not pool.role.has_config_drive:
+                raise InvalidInput(
+                    f"pool '{tenant_id}/{pool_id}' has the role {pool.role} and cannot hold anybody's worker",
+                    hint=f"name a pool of role {Role.CAPABILITY_OPENCLAW}",
+                )
+            return pool
+        self._catalog.tenant(tenant_id)
+        pools = [pool for pool in self._catalog.pools_of(tenant_id) if pool.role is Role.CAPABILITY_OPENCLAW]
+        if len(pools) == 1:
+            return pools[0]
+        if not pools:
+            raise NotFound(
+                f"tenant {tenant_id!r} has no pool of role {Role.CAPABILITY_OPENCLAW}",
+                hint=f"`mvm pool create {tenant_id}/workers --role {Role.CAPABILITY_OPENCLAW}` makes one",
+            )
+        raise InvalidInput(
+            f"tenant {tenant_id!r} has several pools of workers",
+            hint=f"name one with --pool: {', '.join(pool.pool_id for pool in pools)}",
+        )
+
+
+def _senders(channel: str, ids: Iterable[str]) -> tuple[str, ...]:
+    """Checked sender ids, each once."""
+    return tuple(dict.fromkeys(parse_peer(f"{channel}:{sender}")[1] for sender in ids))
+
+
+def _taken(peer: str, owner: User | None) -> Conflict:
+    whose = f"user {owner.user_id!r}" if owner else "somebody else"
+    return Conflict(
+        f"{peer} already belongs to {whose} at this gateway", hint="one sender can have one private worker only"
+    )
