@@ -21,7 +21,6 @@ class ModelCall:
     model: str
     key_end: str
     words: str
-    last_text: str
     fresh: bool
     stream: bool
     message_count: int
@@ -52,11 +51,11 @@ class Journal:
             self._changed.notify_all()
 
     def select(self, *, containing: str = "", model: str | None = None, system: str = "") -> list[ModelCall]:
-        """Calls whose last text contains `containing`, for `model`, with `system` somewhere in the system prompt."""
+        """Calls with `containing` in the person's words and `system` in the system prompt, for `model`."""
         return [
             call
             for call in self.calls
-            if containing in call.last_text and system in call.system and (model is None or call.model == model)
+            if containing in call.words and system in call.system and (model is None or call.model == model)
         ]
 
     def turns(self, *, containing: str = "", model: str | None = None, system: str = "") -> list[ModelCall]:

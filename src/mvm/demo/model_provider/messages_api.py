@@ -12,7 +12,7 @@ from mvm.demo.loopback import hang_up
 from mvm.demo.model_provider.errors import ProviderError, invalid
 from mvm.demo.model_provider.events import Answer, compose, count_tokens, new_id, stream_events
 from mvm.demo.model_provider.journal import ModelCall
-from mvm.demo.model_provider.script import Reply, Step, ToolUse, Trouble, last_texts, person_words
+from mvm.demo.model_provider.script import Reply, Step, ToolUse, Trouble, read_asked
 from mvm.demo.model_provider.validation import check_request
 
 if TYPE_CHECKING:
@@ -107,17 +107,15 @@ class _Face:
 
     def _record(self, key: str, body: Json) -> ModelCall:
         messages = cast(list[Json], body["messages"])
-        text, others = last_texts(messages)
+        asked = read_asked(messages)
         system = body.get("system", "")
-        fresh = messages[-1]["role"] == "user" and not any(block.get("type") == "tool_result" for block in others)
         return ModelCall(
             number=len(self._standin.journal.calls) + 1,
             at=self._standin.now(),
             model=str(body["model"]),
             key_end=key[-4:],
-            words=person_words(text),
-            last_text=text,
-            fresh=fresh,
+            words=asked.words,
+            fresh=asked.fresh,
             stream=body.get("stream") is True,
             message_count=len(messages),
             system=system if isinstance(system, str) else "\n".join(str(b["text"]) for b in cast(list[Json], system)),
@@ -131,7 +129,7 @@ class _Face:
 
     async def _perform(self, request: web.Request, body: Json, call: ModelCall, request_id: str) -> web.StreamResponse:
         messages, tools = cast(list[Json], body["messages"]), cast(list[Json], body.get("tools") or [])
-        step = self._standin.decide(call.last_text, call.model, messages, tools)
+        step = self._standin.decide(call.words, call.model, messages, tools)
         if step.delay:
             await asyncio.sleep(step.delay)
         if isinstance(step, Trouble) and step.status == HANG:

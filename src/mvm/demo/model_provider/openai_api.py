@@ -10,7 +10,7 @@ from aiohttp import web
 
 from mvm.demo.model_provider.errors import ProviderError
 from mvm.demo.model_provider.events import count_tokens, new_id
-from mvm.demo.model_provider.script import Reply, ToolUse, Trouble, last_texts
+from mvm.demo.model_provider.script import Reply, ToolUse, Trouble, read_asked
 
 if TYPE_CHECKING:
     from mvm.demo.model_provider.standin import ModelStandIn
@@ -63,8 +63,7 @@ async def _complete(standin: ModelStandIn, request: web.Request) -> web.StreamRe
         given = None
     body = _check(standin, request, given)
     messages = [_as_anthropic(message) for message in cast(list[Json], body["messages"])]
-    text, _ = last_texts(messages)
-    step = standin.decide(text, str(body["model"]), messages, [])
+    step = standin.decide(read_asked(messages).words, str(body["model"]), messages, [])
     await asyncio.sleep(step.delay)
     if isinstance(step, Trouble):
         if step.status <= 0:

@@ -15,14 +15,18 @@ from typing import cast
 Json = dict[str, object]
 
 REMINDER_TOOLS = ("automations", "cron")
-_ASKED = re.compile(
+CATALOG_SEARCH, CATALOG_CALL = "tool_search", "tool_call"
+_WISH = re.compile(
     r"remind me in (?P<count>\d{1,5}) ?(?P<unit>s|secs?|seconds?|m|mins?|minutes?|h|hours?)\b(?: to)? (?P<what>.+)",
     re.IGNORECASE | re.DOTALL,
 )
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
-_ENVELOPE = re.compile(r"\A(?:\s*\[[^\]\n]{1,300}\])+\s*")
-_UNTRUSTED = re.compile(r"^[^\n]*\(untrusted[^\n]*\):\n```json\n.*?\n```\s*", re.MULTILINE | re.DOTALL)
-_SYSTEM_LINE = re.compile(r"^System(?: \(untrusted\))?: [^\n]*\n+", re.MULTILINE)
+_STAMP = re.compile(r"\A\s*\[[^\]\n]*\d{4}-\d\d-\d\d[^\]\n]*\]\s*")
+_INTERNAL = re.compile(r"<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>.*?<<<END_OPENCLAW_INTERNAL_CONTEXT>>>\s*", re.DOTALL)
+_CONTEXT = re.compile(
+    r"^[^\n]*(?:⟦openclaw:ctx⟧|\(untrusted[^\n]*\):)[^\n]*\n(?:```json\n.*?\n```\s*)?", re.MULTILINE | re.DOTALL
+)
+_MEDIA = re.compile(r"\A\s*(?:\[media attached[^\]\n]*\]\s*)+")
 _CRON = re.compile(r"\[cron:(?P<id>\S+)(?: (?P<name>[^\]]*))?\]\s*(?P<text>.*)", re.DOTALL)
 
 
@@ -60,7 +64,7 @@ Step = Reply | ToolUse | Trouble
 
 @dataclass
 class Rule:
-    """What to do with requests whose last text contains `contains`, `times` times (None: always), in `steps` by turn.
+    """What to do with requests in which the person's words contain `contains`, `times` times (None: always).
 
     The first request that fits gets the first step, the next the second; the last step stays.
     """
@@ -108,49 +112,82 @@ class Rule:
         )
 
 
-def last_texts(messages: list[Json]) -> tuple[str, list[Json]]:
-    """The text of the last message and its other blocks (images, tool results)."""
-    content = messages[-1].get("content")
-    if isinstance(content, str):
-        return content, []
-    blocks = cast(list[Json], content)
-    texts = [str(block["text"]) for block in blocks if block.get("type") == "text"]
-    return "\n".join(texts), [block for block in blocks if block.get("type") != "text"]
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks: the words that began the turn, its pictures, and the tool calls made in it so far."""
+
+    words: str
+    images: list[Json]
+    uses: list[Json]
+    results: list[Json]
+
+    @property
+    def fresh(self) -> bool:
+        """Whether this begins a turn: no tool has answered yet."""
+        return not self.results
+
+
+def read_asked(messages: list[Json]) -> Asked:
+    """The turn that these messages end with.
+
+    It begins with the last words of a person that are left when the context which OpenClaw adds is taken away; after
+    them come only tool calls of the model, the tools' results, and more context.
+    """
+    words = ""
+    turn: list[Json] = []
+    for message in reversed(messages):
+        turn = _blocks(message) + turn
+        said = [person_words(str(block["text"])) for block in _blocks(message) if block.get("type") == "text"]
+        answered = message["role"] == "assistant" and not any(b.get("type") == "tool_use" for b in _blocks(message))
+        if answered:
+            break
+        if message["role"] == "user" and any(said):
+            words = next(text for text in reversed(said) if text)
+            break
+    return Asked(
+        words,
+        [block for block in turn if block.get("type") == "image"],
+        [block for block in turn if block.get("type") == "tool_use"],
+        [block for block in turn if block.get("type") == "tool_result"],
+    )
+
+
+def _blocks(message: Json) -> list[Json]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else cast(list[Json], content)
 
 
 def person_words(text: str) -> str:
-    """What the person typed, without the envelope and the context blocks that OpenClaw puts before it."""
-    bare = _SYSTEM_LINE.sub("", _UNTRUSTED.sub("", text))
-    return _ENVELOPE.sub("", bare).strip() or text.strip()
+    """What the person typed, without the time stamp and the context that OpenClaw puts around it."""
+    bare = _STAMP.sub("", _INTERNAL.sub("", text))
+    return _MEDIA.sub("", _STAMP.sub("", _CONTEXT.sub("", bare))).strip()
 
 
 def improvise(messages: list[Json], tools: list[Json], now: float) -> Step:
     """The answer where no rule fits. `now` is the wall clock in seconds."""
-    text, others = last_texts(messages)
-    results = [block for block in others if block.get("type") == "tool_result"]
-    if results:
-        return Reply(_after_tool(messages, results))
-    if fired := _CRON.search(text):
-        return Reply(_first_paragraph(fired["text"]))
-    words = person_words(text)
+    asked = read_asked(messages)
     offered = [str(tool.get("name")) for tool in tools]
-    tool = next((name for name in REMINDER_TOOLS if name in offered), None)
-    if (asked := _ASKED.search(words)) and tool is not None:
-        return _reminder(tool, asked, now)
-    images = [block for block in others if block.get("type") == "image"]
-    if images:
-        kinds = ", ".join(str(cast(Json, image["source"]).get("media_type", "a link")) for image in images)
-        return Reply(f"You sent {len(images)} picture{'s' if len(images) > 1 else ''} ({kinds}) and said: {words}")
-    return Reply(f"You said: {words}")
+    if fired := _CRON.search(asked.words):
+        return Reply(_first_paragraph(fired["text"]))
+    if wish := _WISH.search(asked.words):
+        return _remind(asked, wish, offered, now)
+    if asked.results:
+        return Reply(_tell_result(asked.results[-1]))
+    if asked.images:
+        kinds = ", ".join(str(cast(Json, image["source"]).get("media_type", "a link")) for image in asked.images)
+        count = len(asked.images)
+        return Reply(f"You sent {count} picture{'s' if count > 1 else ''} ({kinds}) and said: {asked.words}")
+    return Reply(f"You said: {asked.words}")
 
 
 def _first_paragraph(text: str) -> str:
     return text.strip().split("\n\n")[0].strip() or "It is time."
 
 
-def _reminder(tool: str, asked: re.Match[str], now: float) -> ToolUse:
-    seconds = int(asked["count"]) * _UNIT_SECONDS[asked["unit"][0].lower()]
-    what = asked["what"].strip().rstrip(".!")
+def _remind(asked: Asked, wish: re.Match[str], offered: list[str], now: float) -> Step:
+    """Set a reminder with the tool for that, directly or through OpenClaw's tool catalog, then say so."""
+    seconds = int(wish["count"]) * _UNIT_SECONDS[wish["unit"][0].lower()]
+    what = wish["what"].strip().splitlines()[0].rstrip(".!")
     at = datetime.fromtimestamp(now, UTC) + timedelta(seconds=seconds)
     job: Json = {
         "name": f"Reminder: {what}"[:60],
@@ -159,19 +196,27 @@ def _reminder(tool: str, asked: re.Match[str], now: float) -> ToolUse:
         "payload": {"kind": "agentTurn", "message": f"Reminder: {what}"},
         "deleteAfterRun": True,
     }
-    return ToolUse(tool, {"action": "add", "job": job})
+    call: Json = {"action": "add", "job": job}
+    if asked.results and _is_error(asked.results[-1]):
+        return Reply(_tell_result(asked.results[-1]))
+    last = asked.uses[-1]["name"] if asked.uses else None
+    direct = next((tool for tool in REMINDER_TOOLS if tool in offered), None)
+    if last is None and direct is not None:
+        return ToolUse(direct, call)
+    if last is None and CATALOG_SEARCH in offered:
+        return ToolUse(CATALOG_SEARCH, {"query": "automations: schedule a reminder (cron job)"})
+    if last == CATALOG_SEARCH:
+        found = next((tool for tool in REMINDER_TOOLS if f'"{tool}"' in _result_text(asked.results[-1])), None)
+        if found is not None:
+            return ToolUse(CATALOG_CALL, {"id": found, "args": call})
+    if last is None or last == CATALOG_SEARCH:
+        return Reply("I have no tool for reminders here.")
+    return Reply(f"Done. I will remind you in {wish['count']} {wish['unit']}: {what}")
 
 
-def _after_tool(messages: list[Json], results: list[Json]) -> str:
-    failed = [_result_text(result) for result in results if result.get("is_error") is True or _is_error(result)]
-    if failed:
-        return f"That did not work: {failed[0][:300]}"
-    uses = cast(list[Json], messages[-2]["content"]) if isinstance(messages[-2]["content"], list) else []
-    for use in uses:
-        given = use.get("input")
-        if use.get("name") in REMINDER_TOOLS and isinstance(given, dict) and isinstance(given.get("job"), dict):
-            return f"Done, I have set it. {given['job'].get('name', 'Reminder')}"
-    return f"Done: {_result_text(results[0])[:300]}"
+def _tell_result(result: Json) -> str:
+    failed = result.get("is_error") is True or _is_error(result)
+    return f"{'That did not work' if failed else 'Done'}: {_result_text(result)[:300]}"
 
 
 def _is_error(result: Json) -> bool:
@@ -179,7 +224,7 @@ def _is_error(result: Json) -> bool:
         told = json.loads(_result_text(result))
     except ValueError:
         return False
-    return isinstance(told, dict) and told.get("status") == "error"
+    return isinstance(told, dict) and (told.get("status") == "error" or told.get("ok") is False)
 
 
 def _result_text(result: Json) -> str:

@@ -89,15 +89,15 @@ class ModelStandIn:
         return any(secrets.compare_digest(key.encode(), known.encode()) for known in self.keys)
 
     def script(self, *steps: Step, contains: str = "", times: int | None = None, model: str | None = None) -> Rule:
-        """Add a rule for requests whose last text contains `contains`; see `Rule`."""
+        """Add a rule for requests in which the person's words contain `contains`; see `Rule`."""
         rule = Rule(list(steps), contains, times, model)
         self.rules.append(rule)
         return rule
 
-    def decide(self, text: str, model: str, messages: list[dict[str, object]], tools: list[dict[str, object]]) -> Step:
+    def decide(self, words: str, model: str, messages: list[dict[str, object]], tools: list[dict[str, object]]) -> Step:
         """The step that this request gets."""
         for rule in self.rules:
-            if rule.fits(text, model):
+            if rule.fits(words, model):
                 return rule.take()
         return improvise(messages, tools, self.now())
 

@@ -209,8 +209,7 @@ class UpdateQueue:
         return info
 
     async def close(self) -> None:
-        """End the webhook's delivery and any long poll."""
-        self._end_poll("terminated by close request")
+        """End the webhook's delivery; a long poll ends with its connection."""
         await self._stop_delivery()
 
     def reject_poller(self, problem: ApiError) -> None:
