@@ -12,9 +12,9 @@ from mvm.model.validation import as_field_check
 
 
 class Frozen(BaseModel):
-    """A closed, immutable record: unknown keys are refused."""
+    """A closed, immutable record: unknown keys are refused, and what was given instead is in no error's text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def failed(message: str, *, hint: str | None = None) -> PydanticCustomError:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from mvm.model import ids
 from mvm.model.base import Frozen, InstanceIdField, NetIdField, PoolIdField, TenantIdField, UserIdField, failed
@@ -156,6 +156,12 @@ class Tenant(Frozen):
     template: str | None = None
 
 
+def _parse_role(value: object) -> Role:
+    if not isinstance(value, str):
+        raise failed("expected a string")
+    return Role.parse(value)
+
+
 def _check_scopes(scopes: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     check_secret_scopes(scopes)
     return scopes
@@ -165,6 +171,8 @@ SecretScopes = Annotated[dict[str, tuple[str, ...]], AfterValidator(as_field_che
 """Scope -> keys that a pool's instances get, instead of what their role gets; `"*"` is every key of the scope."""
 
 
+EgressField = Annotated[Egress, BeforeValidator(as_field_check(parse_egress))]
+RoleField = Annotated[Role, BeforeValidator(as_field_check(_parse_role))]
 Vcpus = Annotated[int, Field(ge=1, le=32)]
 MemMib = Annotated[int, Field(ge=64, le=4 * 1024 * 1024)]
 DiskMib = Annotated[int, Field(ge=0, le=64 * 1024 * 1024)]
@@ -175,7 +183,7 @@ class PoolSpec(Frozen):
     """What a person (or a template) says of a pool: everything but whose it is and when it was made."""
 
     pool_id: PoolIdField
-    role: Role = Role.WORKER
+    role: RoleField = Role.WORKER
     profile: str = "minimal"
     flake: str = ""
     vcpus: Vcpus = 2
@@ -190,7 +198,7 @@ class PoolSpec(Frozen):
     secret_scopes: SecretScopes | None = None
     integrations: tuple[Integration, ...] = ()
     routing_table: RoutingTable | None = None
-    egress: Annotated[Egress, PlainValidator(as_field_check(parse_egress))] = "internet"
+    egress: EgressField = "internet"
     peer_traffic: bool = False
     allow_exec: bool = True
 

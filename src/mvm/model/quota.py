@@ -52,15 +52,23 @@ def check(quotas: Quotas, use: Use, request: Request, *, who: str) -> None:
     Only what the request adds to is looked at: a tenant whose quota was lowered below its use can still do everything
     that does not add to it. The error names the quota, the limit, the use and the request.
     """
+    for error in exceeded(quotas, use, request, who=who):
+        raise error
+
+
+def exceeded(quotas: Quotas, use: Use, request: Request, *, who: str) -> list[QuotaExceeded]:
+    """Every quota that the request would exceed, each as the error that `check` would raise."""
+    errors = []
     for name, limit, used, wanted, unit in _lines(quotas, use, request):
         if wanted <= 0 or used + wanted <= limit:
             continue
         starting = f" ({use.in_flight} of them starting)" if name == "max_running" and use.in_flight else ""
-        raise QuotaExceeded(
-            f"quota {name} would be exceeded by {who}: "
-            f"limit {_amount(limit, unit)}, in use {_amount(used, unit)}{starting}, requested {_amount(wanted, unit)}",
-            hint=_HINTS[name],
+        message = (
+            f"quota {name} would be exceeded by {who}: limit {_amount(limit, unit)}, "
+            f"in use {_amount(used, unit)}{starting}, requested {_amount(wanted, unit)}"
         )
+        errors.append(QuotaExceeded(message, hint=_HINTS[name]))
+    return errors
 
 
 _HINTS = {

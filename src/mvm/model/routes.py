@@ -15,7 +15,7 @@ from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mvm.model.base import Frozen, InstanceIdField, PoolIdField, TenantIdField, UserIdField, failed
 from mvm.model.errors import InvalidInput, Refused
@@ -88,10 +88,6 @@ def _parse_selector(value: Any) -> Selector:
     raise failed("is not an instance selector", hint="write 'any', 'least_connections' or {\"by_ip\": \"10.240.1.4\"}")
 
 
-def _render_selector(value: Selector) -> str | dict[str, str]:
-    return {"by_ip": value.by_ip} if isinstance(value, ByIp) else value
-
-
 class MatchRule(Frozen):
     """What must hold of a request. A criterion that is None does not matter; at least one is given."""
 
@@ -159,7 +155,7 @@ class Target(Frozen):
     pool_id: PoolIdField
     tenant_id: TenantIdField | None = None
     instance_id: InstanceIdField | None = None
-    instance_selector: Annotated[Selector, PlainValidator(_parse_selector), PlainSerializer(_render_selector)] = "any"
+    instance_selector: Annotated[Selector, BeforeValidator(_parse_selector)] = "any"
     target_port: Port | None = None
 
 

@@ -123,14 +123,14 @@ def parse_or_report(model: type[M], value: object) -> M:
     return model.model_validate_json(text, strict=True)
 
 
-def problems_of(
-    error: ValidationError, model: type[BaseModel], *, describe: Callable[[Location], str] = describe_location
-) -> list[Problem]:
-    """Say in words what pydantic found; `describe` writes where."""
-    return [
-        Problem(describe(detail["loc"]), *_message(detail, model))
-        for detail in error.errors(include_url=False, include_input=False)
-    ]
+def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    """Say in words what pydantic found."""
+    return [Problem(describe_location(place), message, hint) for place, message, hint in found_in(error, model)]
+
+
+def found_in(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str, str | None]]:
+    """Where, what and what to do, of each thing that pydantic found."""
+    return [(detail["loc"], *_message(detail, model)) for detail in error.errors(include_url=False)]
 
 
 _EXPECTED = {
@@ -148,7 +148,6 @@ _EXPECTED = {
     "datetime_type": "expected a time such as 2026-01-31T12:00:00Z",
     "datetime_from_date_parsing": "expected a time such as 2026-01-31T12:00:00Z",
     "missing": "is missing",
-    "json_invalid": "is not JSON that can be read",
     "none_required": "expected null",
 }
 _LIMITS = {
@@ -165,6 +164,8 @@ _LIMITS = {
 
 def _message(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None]:
     kind, context, location = detail["type"], detail.get("ctx", {}), detail["loc"]
+    if kind in _EXPECTED and kind != "missing":
+        return f"{_EXPECTED[kind]}, not {_kind_of(detail.get('input'))}", None
     if kind == "extra_forbidden":
         key = str(location[-1])
         return f"unknown key {key[:80]!r}", unknown_key_hint(key, known_keys(model, location[:-1]))
@@ -178,6 +179,25 @@ def _message(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | N
     if kind == "mvm":
         return str(context["message"]), context.get("hint")
     return _EXPECTED.get(kind, detail["msg"]), None
+
+
+def _kind_of(value: object) -> str:
+    """What kind of value it is; never the value, which may be a secret."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int():
+            return "a whole number"
+        case float():
+            return "a number with a fraction"
+        case str():
+            return "a string"
+        case list() | tuple():
+            return "a list"
+        case _:
+            return "a table"
 
 
 def known_keys(model: type[BaseModel], location: Location) -> tuple[str, ...]:
