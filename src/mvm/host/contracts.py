@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from mvm.model.entities import Instance
@@ -32,3 +33,5 @@ class InstanceOperations(Protocol):
     async def destroy(self, ref: InstanceRef, *, actor: str) -> None: ...
 
     async def refresh(self, ref: InstanceRef, *, actor: str) -> None: ...
+
+    def locked(self, ref: InstanceRef) -> AbstractAsyncContextManager[None]: ...

@@ -129,14 +129,23 @@ class Users:
         return user
 
     async def bind(self, user: User, *, actor: str) -> User:
-        """Give a user their instance: the one that was made for them already, else a new one."""
-        mine = [i for i in self._catalog.instances_of(user.tenant_id, user.pool_id) if i.user == user.user_id]
-        instance = (
-            mine[0]
-            if mine
-            else await self._operations.create_instance(user.tenant_id, user.pool_id, user=user.user_id, actor=actor)
-        )
-        return await self._catalog.save_user(user.model_copy(update={"instance_id": instance.instance_id}))
+        """Give a user their instance: the one that is theirs already, else one that is nobody's, else a new one."""
+        instances = self._catalog.instances_of(user.tenant_id, user.pool_id)
+        mine = next((i for i in instances if i.user == user.user_id), None) or await self._take_over(instances, user)
+        if mine is None:
+            mine = await self._operations.create_instance(user.tenant_id, user.pool_id, user=user.user_id, actor=actor)
+        user = await self._catalog.save_user(user.model_copy(update={"instance_id": mine.instance_id}))
+        await self._refreshes.tell([mine], actor=actor)
+        return user
+
+    async def _take_over(self, instances: builtins.list[Instance], user: User) -> Instance | None:
+        """Bind an instance that is nobody's yet; under its lock, so that no transition writes over it."""
+        for candidate in (i for i in instances if i.user is None):
+            async with self._operations.locked(candidate.ref):
+                instance = self._catalog.instances.get(candidate.instance_id)
+                if instance is not None and instance.user is None:
+                    return await self._catalog.save_instance(instance.model_copy(update={"user": user.user_id}))
+        return None
 
     async def set_peers(
         self,

@@ -1,0 +1,175 @@
+"""Pools: creating, changing, scaling and destroying them."""
+
+from __future__ import annotations
+
+from mvm.host.audit import AuditAction
+from mvm.host.catalog import Catalog
+from mvm.host.chronicle import Chronicle
+from mvm.host.clock import Clock
+from mvm.host.contracts import InstanceOperations
+from mvm.host.progress import Progress, silent
+from mvm.host.quotas import QuotaKeeper
+from mvm.host.refreshes import Refreshes
+from mvm.host.removals import Removals
+from mvm.host.scaling import Do, Step, plan_counts
+from mvm.model import quota
+from mvm.model.entities import DesiredCounts, Instance, Pool, PoolSpec
+from mvm.model.errors import Conflict, InvalidInput, Refused
+from mvm.model.ids import PoolId, TenantId
+
+_REMOVAL = "pool"
+
+
+class Pools:
+    """The pools of this host's tenants."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        operations: InstanceOperations,
+        quotas: QuotaKeeper,
+        refreshes: Refreshes,
+        removals: Removals,
+        chronicle: Chronicle,
+        clock: Clock,
+    ) -> None:
+        self._catalog = catalog
+        self._operations = operations
+        self._quotas = quotas
+        self._refreshes = refreshes
+        self._removals = removals
+        self._chronicle = chronicle
+        self._clock = clock
+
+    async def create(self, tenant_id: TenantId, spec: PoolSpec, *, actor: str) -> Pool:
+        """Make a pool; its instances are made by `scale` or with their users. Raises `Conflict`, `QuotaExceeded`."""
+        tenant = self._catalog.tenant(tenant_id)
+        async with self._quotas.lock(tenant_id):
+            if (tenant_id, spec.pool_id) in self._catalog.pools:
+                raise Conflict(
+                    f"pool '{tenant_id}/{spec.pool_id}' exists already", hint=f"`mvm pool list {tenant_id}` shows it"
+                )
+            who = f"{tenant_id}/{spec.pool_id}"
+            quota.check(tenant.quotas, self._quotas.use(tenant_id), quota.Request(pools=1), who=who)
+            pool = await self._catalog.save_pool(
+                Pool.from_spec(spec, tenant_id=tenant_id, created_at=self._clock.now())
+            )
+        self._chronicle.record_tenant(
+            tenant_id, AuditAction.POOL_CREATED, actor=actor, pool_id=pool.pool_id, detail=str(pool.role)
+        )
+        return pool
+
+    async def update(self, tenant_id: TenantId, spec: PoolSpec, *, actor: str) -> Pool:
+        """Make a pool what `spec` says. Resources count from the next start, everything else at once.
+
+        Raises `InvalidInput` when the role would change: whatever runs in its instances is made for it.
+        """
+        pool = self._catalog.pool(tenant_id, spec.pool_id)
+        if spec == pool.spec:
+            return pool
+        if spec.role is not pool.role:
+            raise InvalidInput(
+                f"pool '{tenant_id}/{pool.pool_id}' has the role {pool.role}, which never changes",
+                hint=f"make another pool of role {spec.role}, and destroy this one",
+            )
+        changed = sorted(name for name in PoolSpec.model_fields if getattr(spec, name) != getattr(pool, name))
+        pool = await self._catalog.save_pool(Pool.from_spec(spec, tenant_id=tenant_id, created_at=pool.created_at))
+        self._chronicle.record_tenant(
+            tenant_id, AuditAction.POOL_UPDATED, actor=actor, pool_id=pool.pool_id, detail=", ".join(changed)
+        )
+        if set(changed) != {"desired"}:
+            await self._refreshes.tell(self._catalog.instances_of(tenant_id, pool.pool_id), actor=actor)
+        return pool
+
+    async def scale(
+        self,
+        tenant_id: TenantId,
+        pool_id: PoolId,
+        *,
+        running: int | None = None,
+        warm: int | None = None,
+        sleeping: int | None = None,
+        actor: str,
+        progress: Progress = silent,
+    ) -> Pool:
+        """Change the counts of a pool and bring them about. What was brought about stays when a later step fails."""
+        pool = self._catalog.pool(tenant_id, pool_id)
+        given = {"running": running, "warm": warm, "sleeping": sleeping}
+        counts = {name: count for name, count in given.items() if count is not None}
+        desired = DesiredCounts.model_validate({**pool.desired.model_dump(), **counts})
+        pool = await self.update(tenant_id, pool.spec.model_copy(update={"desired": desired}), actor=actor)
+        await self.bring_about(pool, actor=actor, progress=progress)
+        return pool
+
+    async def bring_about(self, pool: Pool, *, actor: str, progress: Progress = silent) -> list[Instance]:
+        """Take the steps that a pool's counts ask for now; returns the instances that were made."""
+        users = sum(user.pool_id == pool.pool_id for user in self._catalog.users_of(pool.tenant_id))
+        instances = self._catalog.instances_of(pool.tenant_id, pool.pool_id)
+        steps = plan_counts(pool.desired, instances, users=users)
+        made = []
+        for number, step in enumerate(steps, start=1):
+            progress(f"{pool.tenant_id}/{pool.pool_id}: {describe(step)}", done=number - 1, total=len(steps))
+            instance = await self.take(pool, step, actor=actor)
+            if step.instance is None:
+                made.append(instance)
+        return made
+
+    async def take(self, pool: Pool, step: Step, *, actor: str) -> Instance:
+        """Take one step; a new instance on which a later action fails is destroyed again."""
+        instance = step.instance
+        if instance is None:
+            instance = await self._operations.create_instance(pool.tenant_id, pool.pool_id, actor=actor)
+        try:
+            for action in step.actions:
+                match action:
+                    case Do.START:
+                        instance = await self._operations.start(instance.ref, actor=actor)
+                    case Do.WARM:
+                        instance = await self._operations.warm(instance.ref, actor=actor)
+                    case Do.SLEEP:
+                        instance = await self._operations.sleep(instance.ref, actor=actor, force=True)
+                    case Do.STOP:
+                        instance = await self._operations.stop(instance.ref, actor=actor, hold=False)
+        except BaseException:
+            if step.instance is None:
+                await self._operations.destroy(instance.ref, actor=actor)
+            raise
+        return instance
+
+    async def destroy(self, tenant_id: TenantId, pool_id: PoolId, *, actor: str, progress: Progress = silent) -> None:
+        """Remove a pool with its instances. Refused while users have their workers in it."""
+        self._catalog.pool(tenant_id, pool_id)
+        users = [user.user_id for user in self._catalog.users_of(tenant_id) if user.pool_id == pool_id]
+        if users:
+            raise Refused(
+                f"pool '{tenant_id}/{pool_id}' holds the workers of {', '.join(users)}",
+                hint=f"remove them first: `mvm user remove {tenant_id} {users[0]}`",
+            )
+        async with self._removals.recorded(_REMOVAL, tenant_id, pool_id, actor=actor):
+            await self._remove(tenant_id, pool_id, actor=actor, progress=progress)
+
+    async def finish_interrupted(self) -> None:
+        """After a start of the agent: finish removals that were begun."""
+        for removal in await self._removals.pending(_REMOVAL):
+            async with self._removals.recorded(_REMOVAL, *removal.parts, actor=removal.actor):
+                tenant_id, pool_id = TenantId(removal.parts[0]), PoolId(removal.parts[1])
+                if (tenant_id, pool_id) in self._catalog.pools:
+                    await self._remove(tenant_id, pool_id, actor=removal.actor, progress=silent)
+
+    async def _remove(self, tenant_id: TenantId, pool_id: PoolId, *, actor: str, progress: Progress) -> None:
+        instances = self._catalog.instances_of(tenant_id, pool_id)
+        for number, instance in enumerate(instances):
+            progress(f"destroying {instance.ref}", done=number, total=len(instances))
+            await self._operations.destroy(instance.ref, actor=actor)
+        await self._catalog.remove_pool(tenant_id, pool_id)
+        self._chronicle.record_tenant(tenant_id, AuditAction.POOL_DESTROYED, actor=actor, pool_id=pool_id)
+        # A gateway that is gone leaves workers that nobody may deliver to any more.
+        await self._refreshes.tell_tenant(tenant_id, actor=actor)
+
+
+def describe(step: Step) -> str:
+    """A step in words."""
+    who = step.instance.instance_id if step.instance else "a new instance"
+    words = [action.value for action in step.actions if action is not Do.CREATE] or ["make"]
+    return f"{', then '.join(words)} {who}"
