@@ -117,11 +117,9 @@ class BringUp:
             try:
                 process = await runtime.restore(machine, snapshot)
             except SnapshotRejected as rejected:
-                await self._chronicle.record(
-                    instance, AuditAction.SNAPSHOT_REJECTED, actor=actor, detail=rejected.message
-                )
+                self._chronicle.record(instance, AuditAction.SNAPSHOT_REJECTED, actor=actor, detail=rejected.message)
             else:
-                await self._chronicle.record(instance, AuditAction.SNAPSHOT_RESTORED, actor=actor)
+                self._chronicle.record(instance, AuditAction.SNAPSHOT_RESTORED, actor=actor)
                 return process
         await runtime.discard_snapshot(machine)
         return await runtime.start(machine)
@@ -199,8 +197,7 @@ class BringUp:
             TransitionKind.WAKE: AuditAction.INSTANCE_WOKEN,
             TransitionKind.RESUME: AuditAction.INSTANCE_RESUMED,
         }[kind]
-        await self._chronicle.record(instance, action, actor=actor, detail=f"{timeline.total_ms:.0f} ms")
-        self._chronicle.woken(instance, timeline)
+        self._chronicle.record(instance, action, actor=actor, detail=f"{timeline.total_ms:.0f} ms")
         return instance
 
 

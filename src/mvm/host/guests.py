@@ -6,9 +6,12 @@ The guest is hostile: every answer is parsed strictly, bounded, and waited for n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TypeVar
+
+import structlog
 
 from mvm.host.clock import Clock
 from mvm.host.reports import Activity, Report, Reports
@@ -18,6 +21,8 @@ from mvm.runtime.base import GUEST_AGENT_PORT, Machine, Runtime
 from mvm.wire import frames, messages, rpc
 from mvm.wire.schema import MessageError
 from mvm.wire.tagged import Answer, Request
+
+log = structlog.get_logger(__name__)
 
 CALL_TIMEOUT_SECONDS = 10.0
 """Default limit to connect, read and write (CONTRACT 9)."""
@@ -108,7 +113,13 @@ class Guests:
         """
         deadline = self._clock.monotonic() + limit
         instance = machine.ref.instance_id
-        while self._reports.latest(instance).activity is Activity.UNKNOWN:
+        while True:
+            try:
+                await self.status(runtime, machine)
+            except MvmError as error:
+                log.debug("status is not known yet", instance=str(machine.ref), reason=error.message)
+            if self._reports.latest(instance).activity is not Activity.UNKNOWN:
+                return self._reports.latest(instance)
             if self._clock.monotonic() >= deadline:
                 raise TimedOut(
                     f"the service of {machine.ref} was not ready within {limit:g} s",
@@ -119,14 +130,8 @@ class Guests:
                     f"the process of {machine.ref} ended before its service was ready",
                     hint=f"`mvm instance logs {machine.ref}` shows why",
                 )
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._reports.changed(instance), timeout=1.0)
-            except TimeoutError:
-                try:
-                    await self.status(runtime, machine)
-                except MvmError:
-                    continue  # busy starting; the limit above decides
-        return self._reports.latest(instance)
 
     async def checkpoint(
         self, runtime: Runtime, machine: Machine, integrations: Sequence[str], *, drain_seconds: float

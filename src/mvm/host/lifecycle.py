@@ -28,7 +28,6 @@ from mvm.host.runtimes import Runtimes
 from mvm.model import addresses
 from mvm.model.entities import (
     Instance,
-    InstanceNetwork,
     Timeline,
     Transition,
     TransitionKind,
@@ -94,7 +93,6 @@ class Lifecycle:
         async with self._quotas.lock(tenant_id):
             self._quotas.check_create_instance(pool)
             octets = {i.network.host_octet for i in self._catalog.instances_of(tenant_id)}
-            place = addresses.allocate_instance(tenant.network, used_octets=octets)
             instance_id = self._clock.new_instance_id()
             while instance_id in self._catalog.instances:
                 instance_id = self._clock.new_instance_id()
@@ -106,19 +104,12 @@ class Lifecycle:
                     role=pool.role,
                     state=State.READY,
                     runtime=chosen.name,
-                    network=InstanceNetwork(
-                        guest_ip=place.guest_ip,
-                        gateway_ip=place.gateway_ip,
-                        prefix=place.prefix,
-                        host_octet=place.host_octet,
-                        tap=place.tap,
-                        mac=place.mac,
-                    ),
+                    network=addresses.allocate_instance(tenant.network, used_octets=octets),
                     user=user,
                     created_at=self._clock.now(),
                 )
             )
-        await self._chronicle.record(instance, AuditAction.INSTANCE_CREATED, actor=actor)
+        self._chronicle.record(instance, AuditAction.INSTANCE_CREATED, actor=actor)
         return instance
 
     # Bringing up
@@ -178,7 +169,7 @@ class Lifecycle:
             try:
                 self._quotas.check_run(instance, pool)
             except Refused as refusal:
-                await self._chronicle.record(instance, AuditAction.QUOTA_EXCEEDED, actor=actor, detail=refusal.message)
+                self._chronicle.record(instance, AuditAction.QUOTA_EXCEEDED, actor=actor, detail=refusal.message)
                 raise
             return await self._begin(instance, kind, State.RUNNING, actor=actor)
 
@@ -238,7 +229,7 @@ class Lifecycle:
                 await self.stay_awake(instance, error, actor=actor)
                 raise
             instance = await self.settle(instance, State.WARM, by_policy=by_policy)
-        await self._chronicle.record(instance, AuditAction.INSTANCE_WARMED, actor=actor)
+        self._chronicle.record(instance, AuditAction.INSTANCE_WARMED, actor=actor)
         return instance
 
     async def sleep(self, ref: InstanceRef, *, actor: str, force: bool = False, by_policy: bool = False) -> Instance:
@@ -269,8 +260,7 @@ class Lifecycle:
             instance = await self.settle(
                 instance, State.SLEEPING, by_policy=by_policy, last_sleep=stages.timeline(self._clock.now(), actor)
             )
-        await self._chronicle.record(instance, AuditAction.INSTANCE_SLEPT, actor=actor)
-        self._chronicle.slept(instance)
+        self._chronicle.record(instance, AuditAction.INSTANCE_SLEPT, actor=actor)
         return instance
 
     async def _check_min_running(self, instance: Instance, *, force: bool, actor: str) -> None:
@@ -287,7 +277,7 @@ class Lifecycle:
                 f"{instance.ref} has been running for {max(ran, 0):.0f} s of at least {least} s",
                 hint="wait, or use --force (a turn under way is never interrupted)",
             )
-        await self._chronicle.record(
+        self._chronicle.record(
             instance, AuditAction.MIN_RUNTIME_OVERRIDDEN, actor=actor, detail=f"after {ran:.0f} s of {least} s"
         )
 
@@ -361,7 +351,7 @@ class Lifecycle:
             # The watcher of the process, or the next poll of its status, finds out what is true of it.
             reason = f"{reason}; and it could not be told to go on: {second.message}"
         await self.settle(instance, State.RUNNING, error=MvmError(reason), keep_since=True)
-        await self._chronicle.record(instance, AuditAction.TRANSITION_DEFERRED, actor=actor, detail=reason)
+        self._chronicle.record(instance, AuditAction.TRANSITION_DEFERRED, actor=actor, detail=reason)
 
     # Ending
 
@@ -375,7 +365,8 @@ class Lifecycle:
             if instance.state is State.STOPPED:
                 return await self._catalog.save_instance(instance.model_copy(update={"held": hold}))
             instance.state.require(State.STOPPED, who=str(ref))
-            instance = await self._begin(instance, TransitionKind.STOP, State.STOPPED, actor=actor)
+            wanted = instance.model_copy(update={"held": hold})
+            instance = await self._begin(wanted, TransitionKind.STOP, State.STOPPED, actor=actor)
             stages = Stages(TransitionKind.STOP, clock=self._clock.monotonic)
             if instance.state is State.RUNNING and not force:
                 try:
@@ -389,7 +380,7 @@ class Lifecycle:
             )
             await self._runtimes.of(instance).discard_snapshot(self._bring_up.machine(instance))
             instance = await self.settle(instance, State.STOPPED, held=hold)
-        await self._chronicle.record(instance, AuditAction.INSTANCE_STOPPED, actor=actor)
+        self._chronicle.record(instance, AuditAction.INSTANCE_STOPPED, actor=actor)
         return instance
 
     async def destroy(self, ref: InstanceRef, *, actor: str) -> None:
@@ -401,7 +392,7 @@ class Lifecycle:
             instance = await self._begin(instance, TransitionKind.DESTROY, State.DESTROYED, actor=actor)
             await self.remove(instance)
         self._locks.pop(ref.instance_id, None)
-        await self._chronicle.record(instance, AuditAction.INSTANCE_DESTROYED, actor=actor)
+        self._chronicle.record(instance, AuditAction.INSTANCE_DESTROYED, actor=actor)
 
     async def remove(self, instance: Instance) -> None:
         """Remove every trace of an instance; the caller holds its lock. Idempotent."""

@@ -7,8 +7,9 @@ so that a failure of one never keeps the others waiting for ever.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Coroutine
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import structlog
 
@@ -19,12 +20,14 @@ from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
 from mvm.host.guests import Guests
 from mvm.host.lifecycle import Lifecycle
+from mvm.host.observation import Observer
+from mvm.host.quotas import QuotaKeeper
 from mvm.host.reports import Activity, Reports
 from mvm.host.runtimes import Runtimes
 from mvm.host.wakes import Wakes
 from mvm.model import policy
 from mvm.model.entities import Instance
-from mvm.model.errors import MvmError
+from mvm.model.errors import MvmError, Refused
 from mvm.model.ids import InstanceId, InstanceRef
 from mvm.model.roles import Role
 from mvm.model.states import State
@@ -35,10 +38,6 @@ TICK_SECONDS = 5.0
 ACTOR = "policy"
 REPORT_MAX_AGE_SECONDS = 60.0
 """An older report is asked for again; a guest reports every 20 s by itself."""
-ALARM_LEAD_SECONDS = 5.0
-"""How long before its alarm an instance is awake, on top of what its last wake took."""
-ALARM_LEAD_WITHOUT_MEMORY_SECONDS = 20.0
-"""The same where a wake is a fresh start of OpenClaw."""
 REVIVE_BACKOFF_SECONDS = (0.0, 2.0, 5.0, 15.0, 60.0)
 """Pauses before an instance that died is started again; the last one repeats."""
 REVIVE_FORGET_SECONDS = 600.0
@@ -53,6 +52,8 @@ class PolicyLoop:
         catalog: Catalog,
         lifecycle: Lifecycle,
         wakes: Wakes,
+        observer: Observer,
+        quotas: QuotaKeeper,
         reports: Reports,
         guests: Guests,
         runtimes: Runtimes,
@@ -63,6 +64,8 @@ class PolicyLoop:
         self._catalog = catalog
         self._lifecycle = lifecycle
         self._wakes = wakes
+        self._observer = observer
+        self._quotas = quotas
         self._reports = reports
         self._guests = guests
         self._runtimes = runtimes
@@ -98,6 +101,16 @@ class PolicyLoop:
             elif instance.state.has_process and instance.role.may_sleep_by_policy:
                 self._act(instance, self._consider_rest(instance))
 
+    async def settled(self) -> None:
+        """Return when everything that was begun has ended."""
+        while self._acting:
+            await asyncio.gather(*self._acting.values(), return_exceptions=True)
+
+    async def tick_and_wait(self) -> None:
+        """One look at every instance, carried out to the end."""
+        self.tick()
+        await self.settled()
+
     def _act(self, instance: Instance, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(self._guarded(instance, work), name=f"policy {instance.ref}")
         self._acting[instance.instance_id] = task
@@ -117,20 +130,17 @@ class PolicyLoop:
         await self._freshen_report(instance)
         instance = self._catalog.instances.get(instance.instance_id, instance)
         pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
-        report = self._reports.latest(instance.instance_id)
-        wanted = self._wakes.wanted_seconds_ago(instance.instance_id)
-        now = self._clock.monotonic()
+        warm_allowed = True
+        try:
+            self._quotas.check_warm(instance)
+        except Refused:
+            warm_allowed = False
         decision = policy.decide(
             instance,
             pool,
-            policy.Observation(
-                status=report.activity.value,
-                in_flight=report.in_flight,
-                idle_for_seconds=None if report.idle_since is None else now - report.idle_since,
-                wanted_seconds_ago=wanted,
-                next_alarm_at=report.next_alarm_at or instance.next_alarm_at,
-            ),
+            self._observer.observe(instance),
             now=self._clock.now(),
+            warm_allowed=warm_allowed,
         )
         match decision.action:
             case policy.Action.WARM:
@@ -142,9 +152,7 @@ class PolicyLoop:
             case policy.Action.DEFER if self._said.get(instance.instance_id) != decision.reason:
                 # Said once per reason: a deferral that goes on is one line of the audit, not one every tick.
                 self._said[instance.instance_id] = decision.reason
-                await self._chronicle.record(
-                    instance, AuditAction.TRANSITION_DEFERRED, actor=ACTOR, detail=decision.reason
-                )
+                self._chronicle.record(instance, AuditAction.TRANSITION_DEFERRED, actor=ACTOR, detail=decision.reason)
             case _:
                 pass
 
@@ -172,12 +180,12 @@ class PolicyLoop:
         """When the wake for its alarm begins."""
         assert instance.next_alarm_at is not None
         keeps_memory = self._runtimes.of(instance).capabilities.memory_snapshot or instance.state is State.WARM
-        lead = ALARM_LEAD_SECONDS if keeps_memory else ALARM_LEAD_WITHOUT_MEMORY_SECONDS
+        lead = policy.ALARM_LEAD_SECONDS
         if instance.last_wake is not None and not keeps_memory:
-            lead = max(lead, instance.last_wake.total_ms / 1000 + ALARM_LEAD_SECONDS)
-        # Everybody's reminder at 09:00 must not be everybody's wake at 08:59:40: each instance has its own offset.
-        spread = int(instance.instance_id[2:], 16) % 10
-        return instance.next_alarm_at - timedelta(seconds=lead + spread)
+            lead = max(lead, 2 * instance.last_wake.total_ms / 1000)
+        # Seeded by instance and alarm: the same at every look, another one for each person.
+        chance = random.Random(f"{instance.instance_id} {instance.next_alarm_at.isoformat()}")  # noqa: S311
+        return policy.alarm_wake_at(instance.next_alarm_at, chance, lead_seconds=lead)
 
     async def _wake_for_alarm(self, instance: Instance) -> None:
         await self._wakes.wake(instance.ref, actor="alarm")

@@ -7,6 +7,7 @@ tenant, so two starts at once cannot both take the last place.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 from mvm.host.catalog import Catalog
 from mvm.model import quota
@@ -54,6 +55,7 @@ class QuotaKeeper:
             warm=sum(i.state is State.WARM and not _will_run(i) for i in instances),
             pools=len(pools),
             disk_mib=sum(pools[i.pool_id].data_disk_mib for i in instances),
+            in_flight=sum(_will_run(i) for i in instances),
         )
 
     def check_run(self, instance: Instance, pool: Pool) -> None:
@@ -78,7 +80,7 @@ class QuotaKeeper:
         in_pool = len(self._catalog.instances_of(pool.tenant_id, pool.pool_id))
         quota.check(
             tenant.quotas,
-            self.use(tenant.tenant_id),
-            quota.Request(disk_mib=pool.data_disk_mib, instances_in_pool=in_pool + 1),
-            who=f"{pool.tenant_id}/{pool.pool_id}",
+            dataclasses.replace(self.use(tenant.tenant_id), instances_in_pool=in_pool),
+            quota.Request(disk_mib=pool.data_disk_mib, instances_in_pool=1),
+            who=f"a new instance of {pool.tenant_id}/{pool.pool_id}",
         )

@@ -98,7 +98,7 @@ class Recovery:
                     await self._lifecycle.remove(instance)
                 case TransitionKind.STOP:
                     await self._lifecycle.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
-                    await self._lifecycle.settle(instance, State.STOPPED, held=True)
+                    await self._lifecycle.settle(instance, State.STOPPED, held=instance.held)
                 case _ if process is None:
                     await self._without_process(instance)
                 case None:

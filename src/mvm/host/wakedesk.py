@@ -16,7 +16,7 @@ from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
 from mvm.host.pairing import Pairing
 from mvm.host.reports import Activity, Reports
-from mvm.host.users import Users
+from mvm.host.gateways import Gateways
 from mvm.host.wakes import Wakes
 from mvm.model.entities import Instance
 from mvm.model.errors import MvmError, Refused
@@ -40,7 +40,7 @@ class WakeDesk:
         *,
         catalog: Catalog,
         wakes: Wakes,
-        users: Users,
+        gateways: Gateways,
         pairing: Pairing,
         reports: Reports,
         chronicle: Chronicle,
@@ -48,7 +48,7 @@ class WakeDesk:
     ) -> None:
         self._catalog = catalog
         self._wakes = wakes
-        self._users = users
+        self._gateways = gateways
         self._pairing = pairing
         self._reports = reports
         self._chronicle = chronicle
@@ -131,9 +131,9 @@ class WakeDesk:
             caller.role is not Role.GATEWAY
             or target is None
             or (target.tenant_id, target.pool_id) != named
-            or not self._users.granted(caller, target)
+            or not self._gateways.granted(caller, target)
         ):
-            await self._chronicle.record(
+            self._chronicle.record(
                 caller,
                 AuditAction.WAKE_REFUSED,
                 actor=str(caller.ref),

@@ -1,0 +1,88 @@
+"""What happened, told once: to the tenant's audit and to the event stream that operators follow.
+
+Everything audited is an event too. An event beyond the audit (a wake that failed, a message that could not be delivered)
+is for whoever watches, and may be lost with the power; a line of the audit may not be changed afterwards.
+"""
+
+from __future__ import annotations
+
+from mvm.host.audit import AuditAction, AuditLog
+from mvm.host.events import Event, EventLog
+from mvm.model.entities import Instance
+from mvm.model.ids import PoolId, TenantId, UserId
+
+_AUDITED = frozenset(action.value for action in AuditAction)
+
+
+class Chronicle:
+    """The one place that records what happens on this host. Never waits for the disk."""
+
+    def __init__(self, audit: AuditLog, events: EventLog) -> None:
+        self.audit = audit
+        self.events = events
+
+    def record(self, instance: Instance, action: AuditAction, *, actor: str, detail: str | None = None) -> None:
+        """Audit something that was done to (or tried by) an instance."""
+        self.audit.record(
+            instance.tenant_id,
+            action,
+            actor,
+            pool_id=instance.pool_id,
+            instance_id=instance.instance_id,
+            detail=detail,
+        )
+        self.event(instance, action.value, actor=actor, detail=detail)
+
+    def record_tenant(
+        self,
+        tenant_id: TenantId,
+        action: AuditAction,
+        *,
+        actor: str,
+        pool_id: PoolId | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """Audit something that was done to a tenant or one of its pools."""
+        self.audit.record(tenant_id, action, actor, pool_id=pool_id, detail=detail)
+        self.events.record(action.value, tenant_id=tenant_id, pool_id=pool_id, actor=actor, detail=detail)
+
+    def event(self, instance: Instance, kind: str, *, actor: str, detail: str | None = None) -> Event:
+        """Tell whoever watches of something about an instance."""
+        return self.events.record(
+            kind,
+            tenant_id=instance.tenant_id,
+            pool_id=instance.pool_id,
+            instance_id=instance.instance_id,
+            user_id=instance.user,
+            actor=actor,
+            detail=detail,
+        )
+
+    def tenant_event(
+        self,
+        tenant_id: TenantId,
+        kind: str,
+        *,
+        actor: str,
+        detail: str | None = None,
+        user: UserId | None = None,
+    ) -> None:
+        """Something about a tenant or one of its users; audited as well when it is of a kind that is."""
+        if kind in _AUDITED:
+            self.audit.record(tenant_id, AuditAction(kind), actor, detail=detail)
+        self.events.record(kind, tenant_id=tenant_id, user_id=user, actor=actor, detail=detail)
+
+    def guest_event(self, instance: Instance, kind: str, *, user: str | None, detail: str) -> None:
+        """The word of a guest, which may be a lie: an event in the guest's own name, never a line of the audit."""
+        told = f"{user}: {detail}" if user else detail
+        self.event(instance, f"Guest{kind}" if kind in _AUDITED else kind, actor=str(instance.ref), detail=told)
+
+    async def flush(self) -> None:
+        """Everything told so far is on the disk when this returns."""
+        await self.audit.flush()
+        await self.events.flush()
+
+    async def close(self) -> None:
+        """Flush and end. Idempotent."""
+        await self.audit.close()
+        await self.events.close()
