@@ -101,9 +101,10 @@ class SecretStore:
         """Remove every secret of a tenant and the tokens of its instances. Idempotent."""
         async with self._lock(tenant_id):
             await self._forget_tokens(tenant_id)
+            for path in (await self._read(tenant_id)).values:
+                SECRETS.forget(_context(tenant_id, path))
             await self._store.delete(_key(tenant_id))
             self._cache.pop(tenant_id, None)
-            SECRETS.forget(_key(tenant_id))
         self._locks.pop(tenant_id, None)
 
     async def forget_instance(self, instance: Instance) -> None:
@@ -111,6 +112,7 @@ class SecretStore:
         key = _token_key(instance)
         await self._store.delete(key)
         self._tokens.pop(key, None)
+        SECRETS.forget(key)
 
     async def visible(self, instance: Instance, pool: Pool) -> dict[str, str]:
         """`scope/KEY` -> value of everything that an instance may see, its own OpenClaw token included."""
@@ -149,21 +151,16 @@ class SecretStore:
             document = await self._store.get(_key(tenant_id))
             if document is None:
                 return _Sealed()
-            sealed = _Sealed.model_validate(document.value)
-            self._cache[tenant_id] = (sealed, document.revision)
-            SECRETS.register(_key(tenant_id), self._unseal(tenant_id, sealed).values())
+            self._cache[tenant_id] = (_Sealed.model_validate(document.value), document.revision)
         return self._cache[tenant_id][0]
 
     async def _open(self, tenant_id: TenantId) -> dict[str, str]:
-        return self._unseal(tenant_id, await self._read(tenant_id))
-
-    def _unseal(self, tenant_id: TenantId, sealed: _Sealed) -> dict[str, str]:
+        sealed = await self._read(tenant_id)
         return {
             path: self._cipher.open(value, context=_context(tenant_id, path)) for path, value in sealed.values.items()
         }
 
     async def _write(self, tenant_id: TenantId, values: Mapping[str, str]) -> None:
-        SECRETS.register(_key(tenant_id), values.values())
         before = await self._read(tenant_id)
         after = _Sealed(
             epoch=before.epoch + 1,
@@ -179,6 +176,7 @@ class SecretStore:
         for document in await self._store.list(f"tokens/{tenant_id}/"):
             await self._store.delete(document.key)
             self._tokens.pop(document.key, None)
+            SECRETS.forget(document.key)
 
 
 def logical_name(name: SecretName) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from urllib.parse import quote
 
@@ -29,28 +30,45 @@ class Redactor:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_owner: dict[str, tuple[str, ...]] = {}
-        # Values by their first MIN_LENGTH characters, longest first; replaced as a whole, so that readers need no lock.
+        self._by_owner: dict[str, frozenset[str]] = {}
+        self._owners: Counter[str] = Counter()
+        # Values by their first MIN_LENGTH characters, longest first. Readers take no lock: entries are tuples, replaced
+        # as a whole.
         self._by_start: dict[str, tuple[str, ...]] = {}
 
     def register(self, owner: str, values: Iterable[str]) -> None:
         """From now on these values are taken out of text; replaces what the same owner had registered."""
-        written = {form for value in values for form in _forms(value) if len(form) >= MIN_LENGTH}
+        forms = frozenset(form for value in values for form in _forms(value) if len(form) >= MIN_LENGTH)
         with self._lock:
-            self._by_owner[owner] = tuple(written)
-            self._rebuild()
+            before = self._by_owner.get(owner, frozenset())
+            if forms:
+                self._by_owner[owner] = forms
+            else:
+                self._by_owner.pop(owner, None)
+            for value in forms - before:
+                self._add(value)
+            for value in before - forms:
+                self._remove(value)
 
     def forget(self, owner: str) -> None:
         """An owner's values are no longer secrets (or no longer exist)."""
-        with self._lock:
-            if self._by_owner.pop(owner, None) is not None:
-                self._rebuild()
+        self.register(owner, ())
 
-    def _rebuild(self) -> None:
-        by_start: dict[str, list[str]] = {}
-        for value in {value for values in self._by_owner.values() for value in values}:
-            by_start.setdefault(value[:MIN_LENGTH], []).append(value)
-        self._by_start = {start: tuple(sorted(found, key=len, reverse=True)) for start, found in by_start.items()}
+    def _add(self, value: str) -> None:
+        self._owners[value] += 1
+        if self._owners[value] == 1:
+            others = self._by_start.get(value[:MIN_LENGTH], ())
+            self._by_start[value[:MIN_LENGTH]] = tuple(sorted((*others, value), key=len, reverse=True))
+
+    def _remove(self, value: str) -> None:
+        self._owners[value] -= 1
+        if not self._owners[value]:
+            del self._owners[value]
+            others = tuple(other for other in self._by_start[value[:MIN_LENGTH]] if other != value)
+            if others:
+                self._by_start[value[:MIN_LENGTH]] = others
+            else:
+                del self._by_start[value[:MIN_LENGTH]]
 
     def redact(self, text: str) -> str:
         """The text without secrets; its time depends on its length, not on how many secrets there are."""
