@@ -48,12 +48,13 @@ class Catalog:
         self._pools: dict[tuple[TenantId, PoolId], Pool] = {}
         self._instances: dict[InstanceId, Instance] = {}
         self._by_tenant: dict[TenantId, set[InstanceId]] = {}
+        self._awake: dict[TenantId, set[InstanceId]] = {}
         self._users: dict[tuple[TenantId, UserId], User] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
     @classmethod
     async def open(cls, store: Store) -> Catalog:
-        """Read everything once; a document that does not parse names itself and stops the agent (it is never dropped)."""
+        """Read everything once; a document that does not parse names itself and stops the agent: nothing is dropped."""
         catalog = cls(store)
         for tenant in await catalog._read_all("tenants/", Tenant):
             catalog._tenants[tenant.tenant_id] = tenant
@@ -82,6 +83,11 @@ class Catalog:
     def _remember(self, instance: Instance) -> None:
         self._instances[instance.instance_id] = instance
         self._by_tenant.setdefault(instance.tenant_id, set()).add(instance.instance_id)
+        awake = self._awake.setdefault(instance.tenant_id, set())
+        if instance.state.has_process or instance.transition is not None:
+            awake.add(instance.instance_id)
+        else:
+            awake.discard(instance.instance_id)
 
     async def _put(self, key: str, entity: BaseModel, *, durable: bool = True) -> None:
         """Write one document; saves of one key are serialised so that revisions follow each other."""
@@ -165,6 +171,10 @@ class Catalog:
             (i for i in found if pool is None or i.pool_id == pool), key=lambda i: (i.created_at, i.instance_id)
         )
 
+    def awake_of(self, tenant: TenantId) -> list[Instance]:
+        """Instances of a tenant that have a process or a transition under way: few, however many sleep."""
+        return [self._instances[i] for i in self._awake.get(tenant, ())]
+
     # Writing
 
     async def save_tenant(self, tenant: Tenant) -> Tenant:
@@ -199,6 +209,7 @@ class Catalog:
         await self._delete(_tenant_key(tenant))
         self._tenants.pop(tenant, None)
         self._by_tenant.pop(tenant, None)
+        self._awake.pop(tenant, None)
 
     async def remove_pool(self, tenant: TenantId, pool: PoolId) -> None:
         await self._delete(_pool_key(tenant, pool))
@@ -212,3 +223,4 @@ class Catalog:
         await self._delete(_instance_key(ref))
         self._instances.pop(ref.instance_id, None)
         self._by_tenant.get(ref.tenant_id, set()).discard(ref.instance_id)
+        self._awake.get(ref.tenant_id, set()).discard(ref.instance_id)

@@ -42,20 +42,28 @@ class QuotaKeeper:
         return self._locks.setdefault(tenant, asyncio.Lock())
 
     def use(self, tenant: TenantId, *, without: Instance | None = None) -> quota.Use:
-        """Present use of every quota; `without` leaves one instance out (the one that the request is about)."""
+        """What is in use of what awake instances use; `without` leaves out the one that the request is about."""
         instances = [
-            i for i in self._catalog.instances_of(tenant) if without is None or i.instance_id != without.instance_id
+            i for i in self._catalog.awake_of(tenant) if without is None or i.instance_id != without.instance_id
         ]
-        pools = {pool.pool_id: pool for pool in self._catalog.pools_of(tenant)}
-        held = [pools[i.pool_id] for i in instances if _holds_memory(i)]
+        held = [self._catalog.pool(tenant, i.pool_id) for i in instances if _holds_memory(i)]
         return quota.Use(
             vcpus=sum(pool.vcpus for pool in held),
             mem_mib=sum(pool.mem_mib for pool in held),
             running=sum(counts_as_running(i) for i in instances),
             warm=sum(i.state is State.WARM and not _will_run(i) for i in instances),
+            in_flight=sum(_will_run(i) for i in instances),
+        )
+
+    def full_use(self, tenant: TenantId, *, in_pool: Pool | None = None) -> quota.Use:
+        """What is in use of every quota; looks at all instances of the tenant, the sleeping ones too."""
+        pools = {pool.pool_id: pool for pool in self._catalog.pools_of(tenant)}
+        instances = self._catalog.instances_of(tenant)
+        return dataclasses.replace(
+            self.use(tenant),
             pools=len(pools),
             disk_mib=sum(pools[i.pool_id].data_disk_mib for i in instances),
-            in_flight=sum(_will_run(i) for i in instances),
+            instances_in_pool=sum(in_pool is not None and i.pool_id == in_pool.pool_id for i in instances),
         )
 
     def check_run(self, instance: Instance, pool: Pool) -> None:
@@ -77,10 +85,9 @@ class QuotaKeeper:
     def check_create_instance(self, pool: Pool) -> None:
         """May this pool have one more instance?"""
         tenant = self._catalog.tenant(pool.tenant_id)
-        in_pool = len(self._catalog.instances_of(pool.tenant_id, pool.pool_id))
         quota.check(
             tenant.quotas,
-            dataclasses.replace(self.use(tenant.tenant_id), instances_in_pool=in_pool),
+            self.full_use(tenant.tenant_id, in_pool=pool),
             quota.Request(disk_mib=pool.data_disk_mib, instances_in_pool=1),
             who=f"a new instance of {pool.tenant_id}/{pool.pool_id}",
         )
