@@ -1,0 +1,40 @@
+"""`mvm agent`: the daemon that does the work."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mvm.cli import session
+from mvm.cli.output import AsJson, Format, Output, emit
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The daemon that does the work.")
+
+
+@app.command("serve")
+def serve(
+    runtime: Annotated[str | None, typer.Option(help="auto, firecracker, qemu or process (MVM_RUNTIME).")] = None,
+    production: Annotated[bool | None, typer.Option("--production", help="Refuse what is not isolated.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error (MVM_LOG).")] = None,
+) -> None:
+    """Run the agent in the foreground until SIGTERM or Ctrl-C; instances live on when it ends."""
+    from mvm.host.app import serve as serve_host
+
+    session.run(serve_host(session.locations(runtime=runtime, production=production, log_level=log_level)))
+
+
+@app.command("status")
+def status(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
+    """Show whether an agent runs here, and which; never starts one."""
+    from dataclasses import replace
+
+    from mvm.cli.node import described
+    from mvm.host.autostart import ensure_agent
+
+    async def ask() -> dict[str, object]:
+        client = await ensure_agent(replace(session.locations(), autostart=False))
+        return await client.call("NodeInfo")
+
+    answer = session.run(ask())
+    emit(answer, lambda: described(answer), output, as_json)

@@ -1,0 +1,51 @@
+"""`mvm doctor`: checks this machine, and says what to do about what is missing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from mvm.cli import session
+from mvm.cli.output import AsJson, Format, Output, columns, emit, sections
+from mvm.model.errors import ExitStatus
+
+if TYPE_CHECKING:
+    from mvm.cli.checks import Finding
+    from mvm.host.locations import Locations
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("doctor")
+def doctor(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
+    """Check this machine, and say what to do about what is missing. Status 1 when something keeps mvm from working."""
+    from mvm.cli import checks
+
+    locations = session.locations()
+    findings = [*checks.local_checks(locations), session.run(checks.agent(locations))]
+    healthy = all(finding.verdict is not checks.Verdict.PROBLEM for finding in findings)
+    document = {
+        "healthy": healthy,
+        "checks": [finding.as_json() for finding in findings],
+        "settings": [
+            {"name": name, "value": str(getattr(locations, name)), "origin": origin}
+            for name, origin in locations.origins.items()
+        ],
+    }
+    emit(document, lambda: _report(findings, locations), output, as_json)
+    if not healthy:
+        raise typer.Exit(ExitStatus.FAILED)
+
+
+def _report(findings: list[Finding], locations: Locations) -> str:
+    """A line for each check; for what is not well, why it matters and what to type below it."""
+    width = max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.verdict:<8} {finding.name.ljust(width)}  {finding.found}")
+        if finding.remedy is not None:
+            indent = " " * (width + 11)
+            lines += [f"{indent}why: {finding.matters}", f"{indent}do:  {finding.remedy}"]
+    settings = [(name, getattr(locations, name), origin) for name, origin in locations.origins.items()]
+    return sections("\n".join(lines), columns(("setting", "value", "from"), settings))

@@ -1,0 +1,137 @@
+"""`mvm pool`: pools of instances."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from mvm.cli import options, session
+from mvm.cli.output import AsJson, Format, Output, columns, emit, facts, mib, sections
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Pools of instances.")
+
+Running = Annotated[int | None, typer.Option(help="Instances that shall run.")]
+Warm = Annotated[int | None, typer.Option(help="Instances that shall be paused with their memory kept.")]
+Sleeping = Annotated[int | None, typer.Option(help="Instances that shall sleep.")]
+
+
+@app.command("create")
+def create(
+    pool: options.Pool,
+    role: Annotated[str, typer.Option(help="Role: gateway, builder, worker or capability-openclaw.")] = "worker",
+    vcpus: Annotated[int, typer.Option(help="Virtual CPUs of each instance.")] = 2,
+    mem_mib: Annotated[int, typer.Option(help="Memory of each instance in MiB.")] = 1024,
+    data_disk_mib: Annotated[int, typer.Option(help="Data disk of each instance in MiB; 0: by role.")] = 0,
+    flake: Annotated[str, typer.Option(help="Flake that its image is built from.")] = "",
+    profile: Annotated[str, typer.Option(help="Profile of the image.")] = "minimal",
+    running: Running = None,
+    warm: Warm = None,
+    sleeping: Sleeping = None,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
+    """Create a pool. Its role never changes afterwards."""
+    tenant_id, pool_id = options.pool(pool)
+    wanted = {
+        "tenant_id": tenant_id,
+        "pool_id": pool_id,
+        "role": role,
+        "profile": profile,
+        "flake": flake,
+        "vcpus": vcpus,
+        "mem_mib": mem_mib,
+        "data_disk_mib": data_disk_mib,
+        "desired": session.given(running=running, warm=warm, sleeping=sleeping),
+    }
+    answer = session.call("PoolCreate", {"pool": wanted})
+    emit(answer, lambda: f"pool {pool} created", output, as_json)
+
+
+@app.command("list")
+def list_(tenant: options.Tenant, output: Output = Format.TABLE, as_json: AsJson = False) -> None:
+    """List the pools of a tenant."""
+    answer = session.call("PoolList", {"tenant_id": options.tenant(tenant)})
+    emit(answer, lambda: pools_table(answer["pools"], empty=f"no pools in {tenant}"), output, as_json)
+
+
+@app.command("info")
+def info(pool: options.Pool, output: Output = Format.TABLE, as_json: AsJson = False) -> None:
+    """Show a pool: size, policy and instances."""
+    tenant_id, pool_id = options.pool(pool)
+    answer = session.call("PoolInfo", {"tenant_id": tenant_id, "pool_id": pool_id})
+    emit(answer, lambda: _describe(answer), output, as_json)
+
+
+@app.command("scale")
+def scale(
+    pool: options.Pool,
+    running: Running = None,
+    warm: Warm = None,
+    sleeping: Sleeping = None,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
+    """Set how many instances of a pool shall be in each state; a count that is not given stays."""
+    from mvm.model.errors import InvalidInput
+
+    tenant_id, pool_id = options.pool(pool)
+    counts = session.given(running=running, warm=warm, sleeping=sleeping)
+    if not counts:
+        raise InvalidInput("no count is given", hint="give --running, --warm or --sleeping")
+    answer = session.call("PoolScale", {"tenant_id": tenant_id, "pool_id": pool_id, **counts})
+    emit(answer, lambda: f"pool {pool} scaled", output, as_json)
+
+
+@app.command("destroy")
+def destroy(
+    pool: options.Pool, force: options.Force = False, output: Output = Format.TABLE, as_json: AsJson = False
+) -> None:
+    """Destroy a pool with all its instances and their data."""
+    tenant_id, pool_id = options.pool(pool)
+    options.confirm(f"destroy pool {pool} with all its instances and their data", force=force)
+    answer = session.call("PoolDestroy", {"tenant_id": tenant_id, "pool_id": pool_id})
+    emit(answer, lambda: f"pool {pool} destroyed", output, as_json)
+
+
+def pools_table(pools: list[dict[str, Any]], *, empty: str = "") -> str:
+    """Pools as a table."""
+    rows = [
+        (
+            pool["pool_id"],
+            pool["role"],
+            pool["vcpus"],
+            mib(pool["mem_mib"]),
+            pool["desired"]["running"],
+            pool["desired"]["warm"],
+            pool["desired"]["sleeping"],
+        )
+        for pool in pools
+    ]
+    return columns(("pool", "role", "vcpus", "memory", "running", "warm", "sleeping"), rows, empty=empty)
+
+
+def _describe(answer: dict[str, Any]) -> str:
+    from mvm.cli.instance import instances_table
+
+    pool = answer["pool"]
+    policy = pool["runtime_policy"]
+    desired = pool["desired"]
+    return sections(
+        facts(
+            [
+                ("pool", f"{pool['tenant_id']}/{pool['pool_id']}"),
+                ("role", pool["role"]),
+                ("size", f"{pool['vcpus']} vCPUs, {mib(pool['mem_mib'])}, data {mib(pool['data_disk_mib'])}"),
+                ("desired", f"{desired['running']} running, {desired['warm']} warm, {desired['sleeping']} sleeping"),
+                ("warm after", f"{policy['warm_after_idle_seconds']} s idle"),
+                ("sleep after", f"{policy['sleep_after_idle_seconds']} s warm"),
+                ("egress", pool["egress"]),
+                ("pinned", pool["pinned"] or None),
+                ("critical", pool["critical"] or None),
+                ("image", pool["flake"]),
+                ("created", pool["created_at"]),
+            ]
+        ),
+        instances_table(answer.get("instances", [])),
+    )

@@ -1,0 +1,184 @@
+"""`mvm tenant`: tenants and their secrets."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from mvm.cli import options, session
+from mvm.cli.output import AsJson, Format, Output, age, columns, emit, facts, sections
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Tenants and their secrets.")
+secrets = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="A tenant's secrets.")
+app.add_typer(secrets, name="secrets")
+
+Quotas = Annotated[
+    list[str] | None,
+    typer.Option("--quota", metavar="NAME=LIMIT", help="A quota, such as max_running=4; may be repeated."),
+]
+
+
+@app.command("create")
+def create(
+    tenant: options.Tenant,
+    template: Annotated[str | None, typer.Option(help="Template whose quotas it gets.")] = None,
+    quota: Quotas = None,
+    net_id: Annotated[int | None, typer.Option(metavar="ID", help="Net id, 1 to 4094; default: the next one.")] = None,
+    subnet: Annotated[str | None, typer.Option(metavar="CIDR", help="Its /24; default: by its net id.")] = None,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
+    """Create a tenant without any pool."""
+    answer = session.call(
+        "TenantCreate",
+        session.given(
+            tenant_id=options.tenant(tenant),
+            template=template,
+            quotas=_quotas(quota) or None,
+            net_id=net_id,
+            subnet=subnet,
+        ),
+    )
+    emit(answer, lambda: f"tenant {tenant} created", output, as_json)
+
+
+@app.command("list")
+def list_(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
+    """List the tenants."""
+    answer = session.call("TenantList")
+    emit(answer, lambda: _table(answer["tenants"]), output, as_json)
+
+
+@app.command("info")
+def info(tenant: options.Tenant, output: Output = Format.TABLE, as_json: AsJson = False) -> None:
+    """Show a tenant: network, quotas, pools and users."""
+    answer = session.call("TenantInfo", {"tenant_id": options.tenant(tenant)})
+    emit(answer, lambda: _describe(answer), output, as_json)
+
+
+@app.command("update")
+def update(
+    tenant: options.Tenant,
+    quota: Quotas = None,
+    accept: Annotated[
+        list[str] | None, typer.Option(metavar="TENANT", help="Serve this tenant by the own gateway; repeatable.")
+    ] = None,
+    accept_none: Annotated[bool, typer.Option("--accept-none", help="Serve no other tenant any more.")] = False,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
+    """Change a tenant's quotas, or whom its gateway serves."""
+    accepts = [] if accept_none else accept
+    params = session.given(tenant_id=options.tenant(tenant), quotas=_quotas(quota) or None)
+    if accepts is not None:
+        params["accepts"] = accepts
+    answer = session.call("TenantUpdate", params)
+    emit(answer, lambda: f"tenant {tenant} updated", output, as_json)
+
+
+@app.command("destroy")
+def destroy(
+    tenant: options.Tenant,
+    force: options.Force = False,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
+    """Destroy a tenant with all its instances, data and secrets."""
+    tenant_id = options.tenant(tenant)
+    options.confirm(f"destroy tenant {tenant_id} with all its instances, data and secrets", force=force)
+    answer = session.call("TenantDestroy", {"tenant_id": tenant_id})
+    emit(answer, lambda: f"tenant {tenant_id} destroyed", output, as_json)
+
+
+@secrets.command("set")
+def secrets_set(
+    tenant: options.Tenant,
+    file: Annotated[
+        list[str] | None, typer.Option("--file", metavar="NAME=PATH", help="Secret from a file; repeatable.")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", metavar="NAME=VARIABLE", help="From a variable; repeatable.")
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove all secrets that are not given now.")] = False,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
+    """Set secrets. NAME is anthropic_key, openai_key, telegram_token, discord_token, openclaw_token or scope/KEY.
+
+    Running instances get them at once, sleeping ones when they wake. Values are never given on the command line.
+    """
+    from mvm.cli.secret_sources import read_sources
+
+    tenant_id = options.tenant(tenant)
+    values = read_sources(files=file or [], variables=env or [])
+    answer = session.call("SecretsSet", {"tenant_id": tenant_id, "secrets": values, "prune": prune})
+    emit(answer, lambda: f"{len(values)} secrets of {tenant_id} set", output, as_json)
+
+
+@secrets.command("rotate")
+def secrets_rotate(
+    tenant: options.Tenant,
+    scope: Annotated[str | None, typer.Option(help="Only this scope.")] = None,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
+    """Make the generated tokens anew and hand every secret out again."""
+    tenant_id = options.tenant(tenant)
+    answer = session.call("SecretsRotate", session.given(tenant_id=tenant_id, scope=scope))
+    emit(answer, lambda: f"secrets of {tenant_id} rotated", output, as_json)
+
+
+@secrets.command("list")
+def secrets_list(tenant: options.Tenant, output: Output = Format.TABLE, as_json: AsJson = False) -> None:
+    """List the names of a tenant's secrets. Values are never shown."""
+    answer = session.call("SecretsList", {"tenant_id": options.tenant(tenant)})
+    emit(answer, lambda: _secrets_table(answer["secrets"]), output, as_json)
+
+
+def _quotas(written: list[str] | None) -> dict[str, int]:
+    """Quotas given as NAME=LIMIT; raises `InvalidInput`."""
+    from mvm.model.errors import InvalidInput
+
+    found = {}
+    for item in written or []:
+        name, equals, limit = item.partition("=")
+        if not equals or not limit.isdigit():
+            raise InvalidInput(f"quota {item[:80]!r} is not valid", hint="write NAME=LIMIT, such as max_running=4")
+        found[name] = int(limit)
+    return found
+
+
+def _table(tenants: list[dict[str, Any]]) -> str:
+    rows = [
+        (t["tenant_id"], t["network"]["ipv4_subnet"], t.get("gateway_tenant"), age(t["created_at"])) for t in tenants
+    ]
+    return columns(("tenant", "network", "served by", "age"), rows, empty="no tenants: `mvm new openclaw NAME`")
+
+
+def _describe(answer: dict[str, Any]) -> str:
+    from mvm.cli.pool import pools_table
+    from mvm.cli.user import users_table
+
+    tenant = answer["tenant"]
+    return sections(
+        facts(
+            [
+                ("tenant", tenant["tenant_id"]),
+                ("template", tenant.get("template")),
+                ("network", f"{tenant['network']['ipv4_subnet']} (net id {tenant['network']['tenant_net_id']})"),
+                ("served by", tenant.get("gateway_tenant")),
+                ("serves", tenant.get("accepts")),
+                ("secrets", f"epoch {tenant['secrets_epoch']}"),
+                ("created", tenant["created_at"]),
+            ]
+        ),
+        columns(("quota", "limit"), tenant["quotas"].items()),
+        pools_table(answer.get("pools", [])),
+        users_table(answer.get("users", [])),
+    )
+
+
+def _secrets_table(secrets: list[Any]) -> str:
+    names = [item if isinstance(item, str) else item["name"] for item in secrets]
+    return columns(("scope", "key"), [name.split("/", 1) for name in names], empty="no secrets")
