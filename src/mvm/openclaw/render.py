@@ -183,6 +183,9 @@ def environment(place: Place) -> dict[str, str]:
         "OPENCLAW_NO_RESPAWN": "1",
         "OPENCLAW_NO_AUTO_UPDATE": "1",
         "OPENCLAW_DISABLE_BONJOUR": "1",
+        # The plugin holds a Telegram update until it is answered; OpenClaw would dispatch it again after five minutes
+        # and lose what the person wrote meanwhile.
+        "OPENCLAW_TELEGRAM_SPOOLED_HANDLER_TIMEOUT_MS": str(24 * 3600 * 1000),
         # Together these save a sixth of the resident memory (facts, section 1) and cost no start time.
         "MALLOC_ARENA_MAX": "2",
         "NODE_OPTIONS": "--max-old-space-size=512 --max-semi-space-size=8",

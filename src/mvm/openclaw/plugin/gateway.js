@@ -5,7 +5,7 @@
  * claimed; when a message cannot be delivered the person is told so.
  */
 import { connect } from "./connection.js";
-import { describe, isStop, runIdOf } from "./message.js";
+import { describe, runIdOf } from "./message.js";
 import { readImages } from "./images.js";
 import { KeyedQueue } from "./order.js";
 import { readSecret } from "./router.js";
@@ -16,17 +16,16 @@ export const WORKER_SESSION = "agent:main:main";
 
 const TYPING_MS = 4000;
 const HELLO_TIMEOUT_MS = 20_000;
+const WORKER_KEY = /^[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}$/;
 
 export const NOTICES = {
   unreachable: "Your assistant could not be reached just now. Please send your message again in a minute.",
   failed: "Your assistant could not answer this message: something went wrong on its side. Please try again.",
-  stopped: "Stopped.",
-  nothingRunning: "Nothing is running.",
-  directOnly: null,
 };
 
 export class GatewayRole {
   #router;
+  #sender;
   #activity;
   #log;
   #secretsDir;
@@ -34,11 +33,11 @@ export class GatewayRole {
   #turnTimeoutMs;
   #peers = new KeyedQueue();
   #workers = new KeyedQueue();
-  #current = new Map();
   #serial = 0;
 
-  constructor({ router, activity, log, secretsDir, wakeTimeoutMs, turnTimeoutMs }) {
+  constructor({ router, sender, activity, log, secretsDir, wakeTimeoutMs, turnTimeoutMs }) {
     this.#router = router;
+    this.#sender = sender;
     this.#activity = activity;
     this.#log = log;
     this.#secretsDir = secretsDir;
@@ -46,76 +45,73 @@ export class GatewayRole {
     this.#turnTimeoutMs = turnTimeoutMs;
   }
 
-  /** Handler of the hook `reply_dispatch`: always claims the dispatch. */
+  /**
+   * Handler of the hook `reply_dispatch`: always claims the dispatch, and holds it until the message is dealt with, so
+   * that the channel's durable queue brings it again should this process die.
+   *
+   * An aborted dispatch returns at once: OpenClaw drops whatever the person writes next for as long as it lasts. The rest
+   * is done in the background, where the router's journal has it.
+   */
   async dispatch(event, ctx) {
+    const typing = keepTyping(ctx.onReplyStart);
+    const work = this.#work(event, ctx).finally(() => typing.stop());
+    const reason = await Promise.race([work, aborted(ctx.abortSignal)]);
+    typing.stop();
+    ctx.recordProcessed?.("completed", { reason: `mvm_${reason}` });
+    ctx.markIdle?.("message_completed");
+    return { handled: true, queuedFinal: false, counts: { tool: 0, block: 0, final: 0 } };
+  }
+
+  /** Deal with one message; resolves with what became of it and never rejects. */
+  async #work(event, ctx) {
     const job = `delivery-${(this.#serial += 1)}`;
-    const reply = new Reply(ctx);
     this.#activity.begin(job, "delivery");
+    let message;
     try {
-      const message = describe(event);
-      if (!message.direct) {
-        // Only direct chats are served: in a group anyone could drive the owner's worker.
-        reply.processed("skipped", "mvm_not_direct");
-      } else if (event.sendPolicy === "deny") {
-        reply.processed("skipped", "mvm_send_denied");
-      } else {
-        await this.#deliver(message, event, ctx, reply);
-      }
+      message = describe(event);
+      // Only direct chats are served: in a group anyone could drive the owner's worker.
+      if (!message.direct) return "not_direct";
+      if (event.sendPolicy === "deny") return "send_denied";
+      return await this.#deliver(message, event, stoppedByPerson(ctx.abortSignal));
     } catch (error) {
       this.#log.error(`a message could not be delivered: ${error?.message ?? error}`);
-      reply.say({ text: NOTICES.unreachable, isError: true });
-      reply.processed("error", "mvm_error", error);
+      if (message) await this.#say(message, "notice", NOTICES.unreachable).catch(() => {});
+      return "error";
     } finally {
       this.#activity.end(job);
-      reply.idle();
     }
-    return reply.result();
   }
 
-  async #deliver(message, event, ctx, reply) {
+  async #deliver(message, event, signal) {
     // The journal decides on the order: one entry at a time per conversation, as OpenClaw hands them over.
-    const delivery = await this.#peers.run(message.conversation, () => this.#begin(message));
+    const delivery = await this.#peers.run(message.conversation, () =>
+      this.#router.begin({
+        key: message.key,
+        peer: message.peer,
+        conversation: message.conversation,
+        textLength: message.text.length,
+      }),
+    );
     if (delivery.state === "unknown_sender") {
-      if (delivery.notice) reply.say({ text: delivery.notice });
-      return reply.processed("skipped", "mvm_unknown_sender");
+      if (delivery.notice) await this.#say(message, "stranger", delivery.notice);
+      return "unknown_sender";
     }
     if (delivery.state === "answered") {
-      if (!delivery.sent) await this.#hand(message.key, delivery.payload ?? {}, reply);
-      return reply.processed("completed", "mvm_answered_before");
+      await this.#hand(message, delivery.payload ?? {});
+      return "answered_before";
     }
     const worker = String(delivery.worker ?? "");
-    if (!/^[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}$/.test(worker)) throw new Error("the router named no valid worker");
-    if (isStop(message.command) && this.#stop(worker)) {
-      await this.#answer(message.key, { text: NOTICES.stopped }, reply);
-      return reply.processed("completed", "mvm_stopped");
-    }
-    const place = this.#enter(worker, ctx.abortSignal);
-    const typing = keepTyping(ctx.onReplyStart);
-    this.#count();
+    if (!WORKER_KEY.test(worker)) throw new Error("the router named no valid worker");
+    const turn = this.#workers.run(worker, () => this.#turn({ message, event, worker, signal }));
+    this.#activity.waiting = this.#workers.waiting;
     try {
-      const turn = () => this.#turn({ message, event, worker, reply, signal: place.signal });
-      await (isStop(message.command) ? turn() : this.#workers.run(worker, turn));
+      return await turn;
     } finally {
-      typing.stop();
-      this.#leave(worker, place);
-      this.#count();
+      this.#activity.waiting = this.#workers.waiting;
     }
   }
 
-  #begin(message) {
-    return this.#router.begin({
-      key: message.key,
-      peer: message.peer,
-      conversation: message.conversation,
-      textLength: message.text.length,
-    });
-  }
-
-  async #turn({ message, event, worker, reply, signal }) {
-    if (signal.aborted) {
-      await this.#answer(message.key, { text: "" }, reply);
-      return reply.processed("completed", "mvm_stopped");
-    }
+  async #turn({ message, event, worker, signal }) {
     let payload;
     try {
       const result = await runTurn({
@@ -127,16 +123,18 @@ export class GatewayRole {
         signal,
         deadline: Date.now() + this.#turnTimeoutMs,
       });
-      payload = { text: result.text.trim() };
+      payload = { text: result.aborted ? "" : result.text.trim() };
     } catch (error) {
       const notice = error?.notice ?? (error instanceof TurnFailed ? NOTICES.failed : NOTICES.unreachable);
       this.#log.warn(`${worker}: no answer: ${error?.message ?? error}`);
       await this.#router.failed(message.key, { reason: String(error?.message ?? error), notice });
-      reply.say({ text: notice, isError: true });
-      return reply.processed("error", "mvm_undelivered", error);
+      await this.#hand(message, { text: notice });
+      return "undelivered";
     }
-    await this.#answer(message.key, payload, reply);
-    reply.processed("completed", "mvm_answered");
+    // Journal the answer, then hand it over: a gateway that dies in between sends the recorded one.
+    await this.#router.answered(message.key, payload);
+    await this.#hand(message, payload);
+    return signal.aborted ? "stopped" : "answered";
   }
 
   async #open(worker, signal, onEvent) {
@@ -145,82 +143,14 @@ export class GatewayRole {
     return connect({ url: await this.#router.workerUrl(worker), token, timeoutMs: HELLO_TIMEOUT_MS, onEvent });
   }
 
-  /** Journal the answer, then hand it over: a gateway that dies in between sends the recorded one. */
-  async #answer(key, payload, reply) {
-    await this.#router.answered(key, payload);
-    await this.#hand(key, payload, reply);
+  async #hand(message, payload) {
+    if (payload.text) await this.#say(message, "answer", payload.text);
+    await this.#router.sent(message.key);
   }
 
-  async #hand(key, payload, reply) {
-    if (payload.text) {
-      reply.say({ text: payload.text });
-      await reply.delivered();
-    }
-    await this.#router.sent(key);
-  }
-
-  /** End everything of this worker that runs or waits here; false when there is nothing. */
-  #stop(worker) {
-    const places = this.#current.get(worker);
-    if (!places?.size) return false;
-    for (const place of places) place.abort();
-    return true;
-  }
-
-  #enter(worker, outer) {
-    const place = new AbortController();
-    if (outer?.aborted) place.abort();
-    outer?.addEventListener("abort", () => place.abort(), { once: true });
-    if (!this.#current.has(worker)) this.#current.set(worker, new Set());
-    this.#current.get(worker).add(place);
-    return place;
-  }
-
-  #leave(worker, place) {
-    const places = this.#current.get(worker);
-    places?.delete(place);
-    if (places?.size === 0) this.#current.delete(worker);
-  }
-
-  #count() {
-    let waiting = 0;
-    for (const places of this.#current.values()) waiting += Math.max(0, places.size - 1);
-    this.#activity.waiting = waiting;
-  }
-}
-
-/** What is told to OpenClaw about one dispatch. */
-class Reply {
-  #ctx;
-  #counts = { tool: 0, block: 0, final: 0 };
-  #processed = false;
-
-  constructor(ctx) {
-    this.#ctx = ctx;
-  }
-
-  say(payload) {
-    if (this.#ctx.dispatcher.sendFinalReply(payload)) this.#counts.final += 1;
-  }
-
-  /** Resolves when the channel took everything that was said; throws when it refused some of it. */
-  async delivered() {
-    await this.#ctx.dispatcher.waitForIdle();
-    if (this.#ctx.dispatcher.getFailedCounts().final > 0) throw new Error("the channel did not take the answer");
-  }
-
-  processed(outcome, reason, error) {
-    if (this.#processed) return;
-    this.#processed = true;
-    this.#ctx.recordProcessed?.(outcome, { reason, ...(error ? { error: String(error?.message ?? error) } : {}) });
-  }
-
-  idle() {
-    this.#ctx.markIdle?.("message_completed");
-  }
-
-  result() {
-    return { handled: true, queuedFinal: this.#counts.final > 0, counts: this.#counts };
+  #say(message, kind, text) {
+    const { channel, account, to } = message;
+    return this.#sender.persist({ id: `${kind}:${message.key}`, channel, account, to, text });
   }
 }
 
@@ -230,4 +160,25 @@ function keepTyping(start) {
   tick();
   const timer = setInterval(tick, TYPING_MS);
   return { stop: () => clearInterval(timer) };
+}
+
+function aborted(signal) {
+  return new Promise((resolve) => {
+    if (signal?.aborted) resolve("aborted");
+    else signal?.addEventListener("abort", () => resolve("aborted"), { once: true });
+  });
+}
+
+/**
+ * A signal that aborts when the person said /stop (OpenClaw takes that command itself, past the queue). OpenClaw aborts a
+ * dispatch for reasons of its own too, a restart above all: the turn on the worker is none of its business and goes on.
+ */
+export function stoppedByPerson(outer) {
+  const controller = new AbortController();
+  const check = () => {
+    if (/\bby user\b/i.test(String(outer.reason?.message ?? outer.reason ?? ""))) controller.abort();
+  };
+  if (outer?.aborted) check();
+  else outer?.addEventListener("abort", check, { once: true });
+  return controller.signal;
 }

@@ -8,6 +8,7 @@ import { ControlSocket, drainSeconds } from "./control.js";
 import { GatewayRole } from "./gateway.js";
 import { outboundHandler } from "./outbound.js";
 import { Router, readSecret } from "./router.js";
+import { Sender } from "./sending.js";
 import { OwnGateway, Suspension } from "./suspension.js";
 import { registerWorker } from "./worker.js";
 
@@ -28,8 +29,10 @@ export default definePluginEntry({
 
 function registerGateway({ api, config, activity, log }) {
   const router = new Router({ url: config.routerUrl, tokenFile: config.routerTokenFile });
+  const sender = new Sender({ currentConfig: () => api.runtime.config.current() });
   const gateway = new GatewayRole({
     router,
+    sender,
     activity,
     log,
     secretsDir: config.secretsDir,
@@ -43,7 +46,7 @@ function registerGateway({ api, config, activity, log }) {
     path: "/mvm/outbound",
     auth: "plugin",
     match: "exact",
-    handler: outboundHandler({ token: () => router.token(), currentConfig: () => api.runtime.config.current(), log }),
+    handler: outboundHandler({ token: () => router.token(), sender, log }),
   });
 }
 

@@ -29,29 +29,23 @@ export function describe(event) {
   const channel = first(event?.originatingChannel, ctx.OriginatingChannel, ctx.Provider, ctx.Surface).toLowerCase();
   const account = first(ctx.AccountId, event?.originatingAccountId) || "default";
   const sender = stripChannel(channel, ctx.SenderId);
-  const chat = stripChannel(channel, first(event?.originatingTo, ctx.OriginatingTo, ctx.From, ctx.To)) || sender;
+  const to = first(event?.originatingTo, ctx.OriginatingTo, ctx.From, ctx.To) || sender;
+  const chat = stripChannel(channel, to);
   const message = id(ctx.MessageSidFull) || id(ctx.MessageSid);
   const text = first(ctx.BodyForAgent, ctx.CommandBody, ctx.RawBody, ctx.Body).slice(0, MAX_TEXT);
-  const command = first(ctx.CommandBody, ctx.RawBody, ctx.Body).trim();
   if (!channel || !sender || !message) throw new Error("the message names no channel, sender or message id");
   return {
     channel,
     account,
     sender,
-    chat,
+    to,
     message,
     text,
-    command,
     direct: (event?.originatingChatType ?? ctx.ChatType ?? "direct") === "direct",
     peer: `${channel}:${sender}`,
     conversation: `${channel}:${account}:${chat}`,
     key: [channel, account, chat, message].map((part) => encodeURIComponent(part)).join(":").slice(0, MAX_KEY),
   };
-}
-
-/** True for the command that must pass the queue: it ends what is running. */
-export function isStop(command) {
-  return /^\/stop(@[A-Za-z0-9_]+)?$/i.test(command.trim());
 }
 
 /** The id under which the worker's OpenClaw knows this turn; it may hold no more than plain characters. */

@@ -3,16 +3,16 @@
  */
 export class KeyedQueue {
   #tails = new Map();
-  #waiting = 0;
+  #asked = 0;
 
-  /** Work that waits or runs, over all keys. */
-  get size() {
-    return this.#waiting;
+  /** Work that waits for its turn, over all keys. */
+  get waiting() {
+    return this.#asked - this.#tails.size;
   }
 
   /** Run `work` after everything asked for under `key` before; its result or error is the caller's alone. */
   run(key, work) {
-    this.#waiting += 1;
+    this.#asked += 1;
     const before = this.#tails.get(key) ?? Promise.resolve();
     const mine = before.then(work);
     const tail = mine.then(
@@ -21,7 +21,7 @@ export class KeyedQueue {
     );
     this.#tails.set(key, tail);
     void tail.then(() => {
-      this.#waiting -= 1;
+      this.#asked -= 1;
       if (this.#tails.get(key) === tail) this.#tails.delete(key);
     });
     return mine;
@@ -45,13 +45,4 @@ export function pause(milliseconds, signal) {
 /** Wait between tries: doubling from `base` up to `limit` milliseconds. */
 export function backoff(attempt, base = 200, limit = 5000) {
   return Math.min(limit, base * 2 ** Math.min(attempt, 20));
-}
-
-/** Reject after `milliseconds` when `promise` has not settled; says what was waited for. */
-export function within(milliseconds, what, promise) {
-  let timer;
-  const limit = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`${what}: no answer within ${milliseconds / 1000} s`)), milliseconds);
-  });
-  return Promise.race([promise, limit]).finally(() => clearTimeout(timer));
 }

@@ -11,6 +11,8 @@ import { textOf } from "./message.js";
 
 const HISTORY_MESSAGES = 60;
 const HISTORY_CHARS = 200_000;
+const SILENCE_MS = 5_000;
+const RECOVERY_MS = 60_000;
 
 /** The worker took the message and says that the turn failed: asking again would not help. */
 export class TurnFailed extends Error {
@@ -26,13 +28,14 @@ export class TurnFailed extends Error {
  *
  * `open(onEvent)` wakes the worker when it sleeps and gives a connection; `signal` aborts the turn on the worker.
  */
-export async function runTurn({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs = 1000, onProgress }) {
+export async function runTurn({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs = 500, onProgress }) {
   let last = new Error("the worker did not answer in time");
   for (let attempt = 0; Date.now() < deadline; attempt += 1) {
     if (signal?.aborted) return { text: "", aborted: true };
     try {
       return await oneConnection({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs, onProgress });
     } catch (error) {
+      if (signal?.aborted) return { text: "", aborted: true };
       if (!(error instanceof ConnectionLost)) throw error;
       last = error;
       await pause(backoff(attempt, 250, 3000), signal);
@@ -65,14 +68,15 @@ async function oneConnection({ open, sessionKey, runId, text, attachments, signa
       ...(attachments?.length ? { attachments } : {}),
     });
     if (ack?.status === "error") throw new TurnFailed(ack.error?.message ?? ack.summary ?? "the worker refused the message");
-    if (ack?.status !== "started") {
-      // Not ours to listen to any more: the turn is done, or goes on under an id of OpenClaw's own after a restart.
-      return await Promise.race([fromHistory({ connection, sessionKey, runId, pollMs }), outcome, stopped, connection.lost, limit.promise]);
+    const ended = [stopped, connection.lost, limit.promise];
+    const live = ack?.status === "started";
+    if (live) {
+      const result = await Promise.race([outcome, ...ended]);
+      if (result.text || result.aborted) return result;
     }
-    const result = await Promise.race([outcome, stopped, connection.lost, limit.promise]);
-    if (result.text || result.aborted) return result;
-    // A final event may come without its text (a command, a silent turn): the transcript is what counts.
-    return { ...result, text: await answerIn(connection, sessionKey, runId) ?? "" };
+    // Not a run that we can listen to: it waits behind another one of the session (then its final event comes at once and
+    // empty), it is done already, or it goes on under an id of OpenClaw's own after a restart. The transcript tells.
+    return await Promise.race([fromHistory({ connection, sessionKey, runId, pollMs, live }), ...ended]);
   } finally {
     limit.clear();
     signal?.removeEventListener("abort", abort);
@@ -95,35 +99,34 @@ async function request(connection, method, params) {
   }
 }
 
-async function fromHistory({ connection, sessionKey, runId, pollMs }) {
-  for (;;) {
-    const text = await answerIn(connection, sessionKey, runId);
+/** Wait for the answer in the transcript; a session in which nothing goes on any more will not give one. */
+async function fromHistory({ connection, sessionKey, runId, pollMs, live }) {
+  for (let quiet = 0; ; ) {
+    const history = await request(connection, "chat.history", { sessionKey, limit: HISTORY_MESSAGES, maxChars: HISTORY_CHARS });
+    const { asked, text } = findAnswer(history?.messages ?? [], runId);
     if (text !== null) return { text, recovered: true };
+    quiet = history?.inFlightRun || history?.pendingInputs?.total ? 0 : quiet + 1;
+    // A turn may end without words. One that a restart interrupted is taken up again by OpenClaw, but not at once.
+    if (quiet * pollMs >= (asked && !live ? RECOVERY_MS : SILENCE_MS)) return { text: "", recovered: true };
     await pause(pollMs);
   }
 }
 
-async function answerIn(connection, sessionKey, runId) {
-  const history = await request(connection, "chat.history", { sessionKey, limit: HISTORY_MESSAGES, maxChars: HISTORY_CHARS });
-  return findAnswer(history?.messages ?? [], runId);
-}
-
 /**
- * The answer to our message in a transcript, or null while there is none: the last finished assistant text between our
- * own message and the next one that a person wrote.
+ * `{asked, text}`: whether our message is in the transcript, and the last finished assistant text between it and the next
+ * message that a person sent (null while there is none).
  */
 export function findAnswer(messages, runId) {
   const at = messages.findLastIndex((message) => message?.idempotencyKey === `${runId}:user`);
-  if (at < 0) return null;
-  let answer = null;
+  if (at < 0) return { asked: false, text: null };
+  let text = null;
   for (const message of messages.slice(at + 1)) {
     if (message?.role === "user" && typeof message.idempotencyKey === "string" && message.idempotencyKey.endsWith(":user")) break;
     if (message?.role !== "assistant") continue;
     if (message.stopReason !== undefined && !["stop", "end_turn", "length"].includes(message.stopReason)) continue;
-    const text = textOf(message);
-    if (text) answer = text;
+    text = textOf(message) || text;
   }
-  return answer;
+  return { asked: true, text };
 }
 
 function aborted(signal) {
