@@ -8,14 +8,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from tests.simulation.world import ALICE, GATEWAYS, QUICK, WORKERS, World
 
 from mvm.host.reports import Activity
 from mvm.model.entities import Integration, Quotas
 from mvm.model.errors import Conflict, QuotaExceeded, Refused, Unavailable
 from mvm.model.states import State
 from mvm.wire import messages
-
-from tests.simulation.world import ALICE, GATEWAYS, QUICK, WORKERS, World
 
 
 @pytest.fixture(params=[True, False], ids=["memory-snapshots", "restart-on-wake"])

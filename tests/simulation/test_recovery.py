@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from tests.simulation.world import GATEWAYS, World
 
 from mvm.host.reports import Activity
 from mvm.model.ids import InstanceRef
 from mvm.model.states import State
-
-from tests.simulation.world import GATEWAYS, World
 
 
 class Killed(BaseException):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from tests.standins.instant_runtime import Guest, InstantRuntime
+
 from mvm.host.attachments import Attachments
 from mvm.host.audit import AuditLog
 from mvm.host.bring_up import BringUp
@@ -20,8 +22,10 @@ from mvm.host.machines import InstanceDirectories
 from mvm.host.observation import Observer
 from mvm.host.policy_loop import PolicyLoop
 from mvm.host.quotas import QuotaKeeper
+from mvm.host.records import Records
 from mvm.host.recovery import Recovery
 from mvm.host.reports import Activity, Reports
+from mvm.host.rest import Rest
 from mvm.host.runtimes import Runtimes
 from mvm.host.wakes import Wakes
 from mvm.model.entities import Instance, InstanceNetwork, Pool, Quotas, RuntimePolicy, Tenant, TenantNetwork
@@ -30,8 +34,6 @@ from mvm.model.roles import Role
 from mvm.model.states import State
 from mvm.runtime.base import GuestLayout, Machine
 from mvm.store.sqlite import SqliteStore
-
-from tests.standins.instant_runtime import Guest, InstantRuntime
 
 ALICE = TenantId("alice")
 WORKERS = PoolId("workers")
@@ -119,7 +121,23 @@ class World:
             "clock": clock,
         }
         self.bring_up = BringUp(**parts, environment={})  # type: ignore[arg-type]
-        self.lifecycle = Lifecycle(**parts, quotas=self.quotas, bring_up=self.bring_up)  # type: ignore[arg-type]
+        records = Records(self.catalog, clock)
+        rest = Rest(
+            catalog=self.catalog,
+            runtimes=runtimes,
+            guests=self.guests,
+            bring_up=self.bring_up,
+            records=records,
+            chronicle=self.chronicle,
+        )
+        del parts["guests"]
+        self.lifecycle = Lifecycle(
+            **parts,  # type: ignore[arg-type]
+            quotas=self.quotas,
+            bring_up=self.bring_up,
+            rest=rest,
+            records=records,
+        )
         self.wakes = Wakes(
             catalog=self.catalog,
             lifecycle=self.lifecycle,
@@ -133,6 +151,8 @@ class World:
             runtimes=runtimes,
             lifecycle=self.lifecycle,
             bring_up=self.bring_up,
+            rest=rest,
+            records=records,
             guests=self.guests,
             attachments=self.attachments,
             chronicle=self.chronicle,

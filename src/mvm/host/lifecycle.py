@@ -4,7 +4,7 @@ Every operation takes the instance's lock, checks the transition, records its in
 state. An operation that fails puts the instance back where it was, with the reason kept in `last_error`. An agent that
 is killed in between leaves the intent, and `mvm.host.recovery` finishes or undoes it at the next start.
 
-The sleep path is `sleep` -> `_drain` -> `_rest` -> `_put_down`; the wake path is `wake` -> `_bring_up`.
+The sleep path is `sleep` -> `Rest.drain` -> `Rest.save` -> `_put_down`; the wake path is `wake` -> `BringUp`.
 """
 
 from __future__ import annotations
@@ -14,25 +14,24 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from mvm.host.attachments import Attachments
-from mvm.host.clock import Clock
-from mvm.host.catalog import Catalog
-from mvm.host.chronicle import Chronicle
 from mvm.host.audit import AuditAction
 from mvm.host.bring_up import BringUp
+from mvm.host.catalog import Catalog
+from mvm.host.chronicle import Chronicle
+from mvm.host.clock import Clock
 from mvm.host.drive_preparation import DrivePreparer
-from mvm.host.guests import Guests
 from mvm.host.machines import InstanceDirectories
 from mvm.host.quotas import QuotaKeeper
+from mvm.host.records import Records, describe
 from mvm.host.reports import Activity, Reports
+from mvm.host.rest import Rest
 from mvm.host.runtimes import Runtimes
 from mvm.model import addresses
 from mvm.model.entities import (
     Instance,
-    Timeline,
-    Transition,
     TransitionKind,
 )
-from mvm.model.errors import Conflict, MvmError, NotFound, Refused
+from mvm.model.errors import Conflict, MvmError, Refused
 from mvm.model.ids import InstanceId, InstanceRef, PoolId, TenantId, UserId
 from mvm.model.states import State
 from mvm.runtime.base import Machine
@@ -52,24 +51,26 @@ class Lifecycle:
         runtimes: Runtimes,
         directories: InstanceDirectories,
         preparer: DrivePreparer,
-        guests: Guests,
         reports: Reports,
         quotas: QuotaKeeper,
         chronicle: Chronicle,
         attachments: Attachments,
         bring_up: BringUp,
+        rest: Rest,
+        records: Records,
         clock: Clock,
     ) -> None:
         self._catalog = catalog
         self._runtimes = runtimes
         self._directories = directories
         self._preparer = preparer
-        self._guests = guests
         self._reports = reports
         self._quotas = quotas
         self._chronicle = chronicle
         self._attachments = attachments
         self._bring_up = bring_up
+        self._rest = rest
+        self._records = records
         self._clock = clock
         self._locks: dict[InstanceId, asyncio.Lock] = {}
         self.wake_wanted: Callable[[InstanceId], bool] = lambda _: False
@@ -171,7 +172,7 @@ class Lifecycle:
             except Refused as refusal:
                 self._chronicle.record(instance, AuditAction.QUOTA_EXCEEDED, actor=actor, detail=refusal.message)
                 raise
-            return await self._begin(instance, kind, State.RUNNING, actor=actor)
+            return await self._records.begin(instance, kind, State.RUNNING, actor=actor)
 
     async def _undo_bring_up(self, instance: Instance, error: Exception, *, actor: str) -> None:
         """Nothing may be left of a start that failed; its data is as it was."""
@@ -205,7 +206,7 @@ class Lifecycle:
         except Exception as error:
             # A warm machine that cannot be resumed is of no use; its data boots cold.
             await self.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
-            await self.settle(instance, State.STOPPED, error=error)
+            await self._records.settle(instance, State.STOPPED, error=error)
             self._chronicle.event(instance, "StartFailed", actor=actor, detail=describe(error))
             raise
 
@@ -220,15 +221,15 @@ class Lifecycle:
             instance.state.require(State.WARM, who=str(ref))
             async with self._quotas.lock(instance.tenant_id):
                 self._quotas.check_warm(instance)
-                instance = await self._begin(instance, TransitionKind.WARM, State.WARM, actor=actor)
+                instance = await self._records.begin(instance, TransitionKind.WARM, State.WARM, actor=actor)
             stages = Stages(TransitionKind.WARM, clock=self._clock.monotonic)
             try:
-                instance = await self._drain(instance, stages)
-                instance = await self._pause(instance, stages)
+                instance = await self._rest.drain(instance, stages)
+                await self._rest.pause(instance, stages)
             except Exception as error:
-                await self.stay_awake(instance, error, actor=actor)
+                await self._rest.stay_awake(instance, error, actor=actor)
                 raise
-            instance = await self.settle(instance, State.WARM, by_policy=by_policy)
+            instance = await self._records.settle(instance, State.WARM, by_policy=by_policy)
         self._chronicle.record(instance, AuditAction.INSTANCE_WARMED, actor=actor)
         return instance
 
@@ -236,7 +237,7 @@ class Lifecycle:
         """Put an instance to sleep: drain, pause, snapshot, verify, and only then end the process (CONTRACT 14).
 
         `force` overrides the pool's minimum running time, never a turn under way. Any refusal or failure before the
-        process is ended leaves the instance running, with the reason kept. Afterwards a sleeping instance has no process.
+        process is ended leaves the instance running, with the reason kept. Afterwards it has no process.
         """
         async with self.locked(ref):
             instance = self._catalog.instance(ref)
@@ -246,18 +247,18 @@ class Lifecycle:
                 await self._check_min_running(instance, force=force, actor=actor)
             if instance.state is not State.WARM:
                 instance.state.require(State.WARM, who=str(ref))
-            instance = await self._begin(instance, TransitionKind.SLEEP, State.SLEEPING, actor=actor)
+            instance = await self._records.begin(instance, TransitionKind.SLEEP, State.SLEEPING, actor=actor)
             stages = Stages(TransitionKind.SLEEP, clock=self._clock.monotonic)
             try:
                 if instance.state is State.RUNNING:
-                    instance = await self._drain(instance, stages)
+                    instance = await self._rest.drain(instance, stages)
                 self._abandon_if_wanted(instance)
-                await self._rest(instance, stages)
+                await self._rest.save(instance, stages, self._abandon_if_wanted)
             except Exception as error:
-                await self.stay_awake(instance, error, actor=actor)
+                await self._rest.stay_awake(instance, error, actor=actor)
                 raise
             await self._put_down(instance, stages)
-            instance = await self.settle(
+            instance = await self._records.settle(
                 instance, State.SLEEPING, by_policy=by_policy, last_sleep=stages.timeline(self._clock.now(), actor)
             )
         self._chronicle.record(instance, AuditAction.INSTANCE_SLEPT, actor=actor)
@@ -281,45 +282,6 @@ class Lifecycle:
             instance, AuditAction.MIN_RUNTIME_OVERRIDDEN, actor=actor, detail=f"after {ran:.0f} s of {least} s"
         )
 
-    async def _drain(self, instance: Instance, stages: Stages) -> Instance:
-        """Integrations checkpointed, then the guest drained. Raises `Refused` when it is busy; it then goes on running."""
-        pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
-        runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
-        drain = pool.runtime_policy.drain_timeout_seconds
-        names = [integration.name for integration in pool.integrations]
-        if names:
-            with stages("checkpoint"):
-                result = await self._guests.checkpoint(runtime, machine, names, drain_seconds=drain)
-            critical = {integration.name for integration in pool.integrations if integration.critical}
-            if failed := sorted(critical & set(result.failed)):
-                raise Refused(
-                    f"{instance.ref} stays awake: integration {', '.join(failed)} could not be checkpointed"
-                    f" ({result.detail or 'no reason given'})"
-                )
-        with stages("drain"):
-            ack = await self._guests.sleep_prep(runtime, machine, drain_seconds=drain)
-        if not ack.success:
-            raise Refused(f"{instance.ref} stays awake: {ack.detail or 'it refused to be drained'}")
-        return instance.model_copy(update={"next_alarm_at": ack.next_alarm_at})
-
-    async def _pause(self, instance: Instance, stages: Stages) -> Instance:
-        assert instance.process is not None
-        with stages("pause"):
-            await self._runtimes.of(instance).pause(self._bring_up.machine(instance), instance.process)
-        return instance
-
-    async def _rest(self, instance: Instance, stages: Stages) -> None:
-        """From drained to a verified snapshot on disk; the machine is still there and can be resumed."""
-        runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
-        if not runtime.capabilities.memory_snapshot:
-            return
-        if instance.state is State.RUNNING:
-            await self._pause(instance, stages)
-        assert instance.process is not None
-        with stages("snapshot"):
-            await runtime.snapshot(machine, instance.process)
-        self._abandon_if_wanted(instance)
-
     async def _put_down(self, instance: Instance, stages: Stages) -> None:
         """Past the last step back: end the process."""
         with stages("stop"):
@@ -334,25 +296,6 @@ class Lifecycle:
         if self.wake_wanted(instance.instance_id):
             raise Conflict(f"{instance.ref} stays awake: somebody wrote to it meanwhile")
 
-    async def stay_awake(self, instance: Instance, error: Exception, *, actor: str) -> None:
-        """Undo an abandoned rest: resume if it was paused, tell the guest that it is awake, keep the reason."""
-        runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
-        reason = describe(error)
-        try:
-            if instance.process is None or not await runtime.alive(instance.process):
-                raise NotFound(f"the process of {instance.ref} ended")
-            if runtime.capabilities.memory_snapshot or instance.state is State.WARM:
-                await runtime.resume(machine, instance.process)
-            await runtime.discard_snapshot(machine)
-            await self._guests.wake(
-                runtime, machine, secrets_epoch=instance.secrets_epoch, config_version=instance.config_version
-            )
-        except MvmError as second:
-            # The watcher of the process, or the next poll of its status, finds out what is true of it.
-            reason = f"{reason}; and it could not be told to go on: {second.message}"
-        await self.settle(instance, State.RUNNING, error=MvmError(reason), keep_since=True)
-        self._chronicle.record(instance, AuditAction.TRANSITION_DEFERRED, actor=actor, detail=reason)
-
     # Ending
 
     async def stop(self, ref: InstanceRef, *, actor: str, force: bool = False, hold: bool = True) -> Instance:
@@ -366,20 +309,20 @@ class Lifecycle:
                 return await self._catalog.save_instance(instance.model_copy(update={"held": hold}))
             instance.state.require(State.STOPPED, who=str(ref))
             wanted = instance.model_copy(update={"held": hold})
-            instance = await self._begin(wanted, TransitionKind.STOP, State.STOPPED, actor=actor)
+            instance = await self._records.begin(wanted, TransitionKind.STOP, State.STOPPED, actor=actor)
             stages = Stages(TransitionKind.STOP, clock=self._clock.monotonic)
             if instance.state is State.RUNNING and not force:
                 try:
-                    instance = await self._drain(instance, stages)
+                    instance = await self._rest.drain(instance, stages)
                 except Exception as error:
-                    await self.stay_awake(instance, error, actor=actor)
+                    await self._rest.stay_awake(instance, error, actor=actor)
                     raise
             policy = self._catalog.pool(instance.tenant_id, instance.pool_id).runtime_policy
             await self.end_process(
                 instance, grace_seconds=KILL_GRACE_SECONDS if force else policy.graceful_shutdown_seconds
             )
             await self._runtimes.of(instance).discard_snapshot(self._bring_up.machine(instance))
-            instance = await self.settle(instance, State.STOPPED, held=hold)
+            instance = await self._records.settle(instance, State.STOPPED, held=hold)
         self._chronicle.record(instance, AuditAction.INSTANCE_STOPPED, actor=actor)
         return instance
 
@@ -389,7 +332,7 @@ class Lifecycle:
             instance = self._catalog.instances.get(ref.instance_id)
             if instance is None or instance.ref != ref:
                 return
-            instance = await self._begin(instance, TransitionKind.DESTROY, State.DESTROYED, actor=actor)
+            instance = await self._records.begin(instance, TransitionKind.DESTROY, State.DESTROYED, actor=actor)
             await self.remove(instance)
         self._locks.pop(ref.instance_id, None)
         self._chronicle.record(instance, AuditAction.INSTANCE_DESTROYED, actor=actor)
@@ -436,7 +379,7 @@ class Lifecycle:
             was_busy = self._reports.latest(instance.instance_id).activity is Activity.BUSY
             await self.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
             error = MvmError("its process ended unexpectedly" + (" in the middle of work" if was_busy else ""))
-            instance = await self.settle(instance, State.STOPPED, error=error)
+            instance = await self._records.settle(instance, State.STOPPED, error=error)
         self._chronicle.event(instance, "InstanceDied", actor=actor, detail=error.message)
         return instance
 
@@ -452,47 +395,6 @@ class Lifecycle:
         async with self._locks.setdefault(ref.instance_id, asyncio.Lock()):
             yield
 
-    async def _begin(self, instance: Instance, kind: TransitionKind, to: State, *, actor: str) -> Instance:
-        intent = Transition(kind=kind, to=to, began_at=self._clock.now(), actor=actor)
-        return await self._catalog.save_instance(instance.model_copy(update={"transition": intent}))
-
-    async def settle(
-        self,
-        instance: Instance,
-        state: State,
-        *,
-        error: Exception | None = None,
-        by_policy: bool = False,
-        held: bool = False,
-        keep_since: bool = False,
-        last_sleep: Timeline | None = None,
-    ) -> Instance:
-        """Record where a transition ended."""
-        now = self._clock.now()
-        changes: dict[str, object] = {
-            "state": state,
-            "transition": None,
-            "rested_by_policy": by_policy,
-            "held": held,
-            "last_error": describe(error) if error else None,
-        }
-        if not state.has_process:
-            changes["process"] = None
-        if state is State.WARM:
-            changes["entered_warm_at"] = now
-        if state is State.SLEEPING:
-            changes["slept_at"] = now
-        if state is State.RUNNING and not keep_since:
-            changes["entered_running_at"] = now
-        if last_sleep is not None:
-            changes["last_sleep"] = last_sleep
-        return await self._catalog.save_instance(instance.model_copy(update=changes))
-
     def machine(self, instance: Instance) -> Machine:
         """What the instance's runtime is given for it."""
         return self._bring_up.machine(instance)
-
-
-def describe(error: BaseException) -> str:
-    """One line about an error, for `last_error` and the audit: bounded, no traceback, no secret."""
-    return (error.message if isinstance(error, MvmError) else f"{type(error).__name__}: {error}")[:500]

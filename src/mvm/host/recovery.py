@@ -3,7 +3,7 @@
 | found | done |
 |---|---|
 | running or warm, its process lives | adopted: host port, watch, status |
-| running or warm, its process is gone | stopped, with the reason; an always-on one is started again by the policy loop |
+| running or warm, its process is gone | stopped, with the reason; always-on ones are started again by policy |
 | start, wake or resume interrupted | finished when the process and its agent answer, else undone |
 | draining for warm, or sleep interrupted, process lives | undone: when in doubt, stay awake |
 | sleep interrupted, process gone | asleep when what a wake needs is complete, else stopped (cold boot from its data) |
@@ -24,7 +24,9 @@ from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
 from mvm.host.guests import Guests
-from mvm.host.lifecycle import KILL_GRACE_SECONDS, Lifecycle, describe
+from mvm.host.lifecycle import KILL_GRACE_SECONDS, Lifecycle
+from mvm.host.records import Records, describe
+from mvm.host.rest import Rest
 from mvm.host.runtimes import Runtimes
 from mvm.model.entities import Instance, ProcessIdentity, TransitionKind
 from mvm.model.errors import MvmError
@@ -50,6 +52,8 @@ class Recovery:
         runtimes: Runtimes,
         lifecycle: Lifecycle,
         bring_up: BringUp,
+        rest: Rest,
+        records: Records,
         guests: Guests,
         attachments: Attachments,
         chronicle: Chronicle,
@@ -59,54 +63,67 @@ class Recovery:
         self._runtimes = runtimes
         self._lifecycle = lifecycle
         self._bring_up = bring_up
+        self._rest = rest
+        self._records = records
         self._guests = guests
         self._attachments = attachments
         self._chronicle = chronicle
         self._clock = clock
 
-    async def run(self) -> None:
-        """Recover every instance; one that cannot be recovered keeps its reason and never stops the others."""
+    async def run(self, *, holding: asyncio.Event | None = None) -> None:
+        """Recover every instance; one that cannot be recovered keeps its reason and never stops the others.
+
+        `holding` is set once every instance that needs it is locked: from then on the agent may take requests, and one
+        about such an instance waits for its recovery.
+        """
+        concerned = [i for i in self._catalog.instances.values() if i.transition is not None or i.state.has_process]
         places = asyncio.Semaphore(AT_ONCE)
+        locked = 0
 
         async def one(instance: Instance) -> None:
-            async with places:
-                try:
-                    await self.recover(instance)
-                except Exception as error:
-                    log.exception("recovery failed", instance=str(instance.ref))
-                    self._chronicle.event(instance, "RecoveryFailed", actor=ACTOR, detail=describe(error))
+            nonlocal locked
+            async with self._lifecycle.locked(instance.ref):
+                locked += 1
+                if holding is not None and locked == len(concerned):
+                    holding.set()
+                async with places:
+                    try:
+                        await self.recover(instance)
+                    except Exception as error:
+                        log.exception("recovery failed", instance=str(instance.ref))
+                        self._chronicle.event(instance, "RecoveryFailed", actor=ACTOR, detail=describe(error))
 
-        concerned = [i for i in self._catalog.instances.values() if i.transition is not None or i.state.has_process]
+        if holding is not None and not concerned:
+            holding.set()
         async with asyncio.TaskGroup() as group:
             for instance in concerned:
-                group.create_task(one(instance))
+                group.create_task(one(instance), name=f"recover {instance.ref}")
 
     async def recover(self, instance: Instance) -> None:
-        """Bring one instance to a state that is true of it."""
-        async with self._lifecycle.locked(instance.ref):
-            process = await self._living(instance)
-            kind = instance.transition.kind if instance.transition else None
-            log.info(
-                "recovering",
-                instance=str(instance.ref),
-                state=instance.state.value,
-                interrupted=kind,
-                alive=bool(process),
-            )
-            match kind:
-                case TransitionKind.DESTROY:
-                    await self._lifecycle.remove(instance)
-                case TransitionKind.STOP:
-                    await self._lifecycle.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
-                    await self._lifecycle.settle(instance, State.STOPPED, held=instance.held)
-                case _ if process is None:
-                    await self._without_process(instance)
-                case None:
-                    await self._adopt(instance.model_copy(update={"process": process}))
-                case TransitionKind.START | TransitionKind.WAKE | TransitionKind.RESUME:
-                    await self._finish(instance.model_copy(update={"process": process}), kind)
-                case TransitionKind.WARM | TransitionKind.SLEEP:
-                    await self._undo_rest(instance.model_copy(update={"process": process}))
+        """Bring one instance to a state that is true of it; the caller holds its lock."""
+        process = await self._living(instance)
+        kind = instance.transition.kind if instance.transition else None
+        log.info(
+            "recovering",
+            instance=str(instance.ref),
+            state=instance.state.value,
+            interrupted=kind,
+            alive=bool(process),
+        )
+        match kind:
+            case TransitionKind.DESTROY:
+                await self._lifecycle.remove(instance)
+            case TransitionKind.STOP:
+                await self._lifecycle.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
+                await self._records.settle(instance, State.STOPPED, held=instance.held)
+            case _ if process is None:
+                await self._without_process(instance)
+            case None:
+                await self._adopt(instance.model_copy(update={"process": process}))
+            case TransitionKind.START | TransitionKind.WAKE | TransitionKind.RESUME:
+                await self._finish(instance.model_copy(update={"process": process}), kind)
+            case TransitionKind.WARM | TransitionKind.SLEEP:
+                await self._undo_rest(instance.model_copy(update={"process": process}))
 
     async def _living(self, instance: Instance) -> ProcessIdentity | None:
         runtime = self._runtimes.of(instance)
@@ -122,15 +139,15 @@ class Recovery:
         await self._lifecycle.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
         if not instance.state.has_process:
             # A start or wake that had not got as far as a process: as if it had never begun.
-            await self._lifecycle.settle(instance, await self._resting_state(instance), error=None)
+            await self._records.settle(instance, await self._resting_state(instance), error=None)
         elif kind is TransitionKind.SLEEP and (
             not runtime.capabilities.memory_snapshot
             or await runtime.saved_snapshot(self._bring_up.machine(instance)) is not None
         ):
-            await self._lifecycle.settle(instance, State.SLEEPING, by_policy=instance.rested_by_policy)
+            await self._records.settle(instance, State.SLEEPING, by_policy=instance.rested_by_policy)
         else:
             error = MvmError("its process was gone when the agent started")
-            await self._lifecycle.settle(instance, State.STOPPED, error=error)
+            await self._records.settle(instance, State.STOPPED, error=error)
             self._chronicle.event(instance, "InstanceDied", actor=ACTOR, detail=error.message)
 
     async def _resting_state(self, instance: Instance) -> State:
@@ -142,14 +159,16 @@ class Recovery:
         return State.SLEEPING if saved is not None else State.STOPPED
 
     async def _adopt(self, instance: Instance) -> None:
+        """Its process lives: listen and watch first, so that a guest agent that is slow to answer loses nothing."""
         runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
         assert instance.process is not None
         await self._attachments.listen(instance, runtime, machine)
-        if instance.state is State.RUNNING:
-            await self._guests.wait_for_agent(runtime, machine, instance.process, limit=ADOPTION_LIMIT_SECONDS)
-            await self._guests.status(runtime, machine)
+        process = instance.process
         instance = await self._catalog.save_instance(instance, durable=False)
         self._attachments.watch(instance, runtime, machine)
+        if instance.state is State.RUNNING:
+            await self._guests.wait_for_agent(runtime, machine, process, limit=ADOPTION_LIMIT_SECONDS)
+            await self._guests.status(runtime, machine)
 
     async def _finish(self, instance: Instance, kind: TransitionKind) -> None:
         """A start, wake or resume got as far as a process: go on from there; if that fails, undo it."""
@@ -164,13 +183,13 @@ class Recovery:
         except MvmError as error:
             await self._lifecycle.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
             state = State.STOPPED if instance.state.has_process else await self._resting_state(instance)
-            await self._lifecycle.settle(instance, state, error=error)
+            await self._records.settle(instance, state, error=error)
 
     async def _undo_rest(self, instance: Instance) -> None:
         runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
         await self._attachments.listen(instance, runtime, machine)
         assert instance.process is not None
         await runtime.resume(machine, instance.process)
-        await self._lifecycle.stay_awake(instance, MvmError("the agent ended in the middle of it"), actor=ACTOR)
+        await self._rest.stay_awake(instance, MvmError("the agent ended in the middle of it"), actor=ACTOR)
         latest = self._catalog.instance(instance.ref)
         self._attachments.watch(latest, runtime, machine)
