@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 from mvm.host.audit import AuditAction
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
@@ -51,7 +54,7 @@ class Pools:
                     f"pool '{tenant_id}/{spec.pool_id}' exists already", hint=f"`mvm pool list {tenant_id}` shows it"
                 )
             who = f"{tenant_id}/{spec.pool_id}"
-            quota.check(tenant.quotas, self._quotas.use(tenant_id), quota.Request(pools=1), who=who)
+            quota.check(tenant.quotas, self._quotas.full_use(tenant_id), quota.Request(pools=1), who=who)
             pool = await self._catalog.save_pool(
                 Pool.from_spec(spec, tenant_id=tenant_id, created_at=self._clock.now())
             )
@@ -102,18 +105,32 @@ class Pools:
         await self.bring_about(pool, actor=actor, progress=progress)
         return pool
 
-    async def bring_about(self, pool: Pool, *, actor: str, progress: Progress = silent) -> list[Instance]:
-        """Take the steps that a pool's counts ask for now; returns the instances that were made."""
+    async def bring_about(
+        self,
+        pool: Pool,
+        *,
+        actor: str,
+        progress: Progress = silent,
+        on_made: Callable[[Instance], None] = lambda _: None,
+    ) -> None:
+        """Take the steps that a pool's counts ask for now; `on_made` hears of every instance that was made and stays.
+
+        When one step fails the others are taken all the same, and its error is raised at the end.
+        """
         users = sum(user.pool_id == pool.pool_id for user in self._catalog.users_of(pool.tenant_id))
         instances = self._catalog.instances_of(pool.tenant_id, pool.pool_id)
-        steps = plan_counts(pool.desired, instances, users=users)
-        made = []
-        for number, step in enumerate(steps, start=1):
-            progress(f"{pool.tenant_id}/{pool.pool_id}: {describe(step)}", done=number - 1, total=len(steps))
+
+        async def take(step: Step) -> None:
+            progress(f"{pool.tenant_id}/{pool.pool_id}: {describe(step)}")
             instance = await self.take(pool, step, actor=actor)
             if step.instance is None:
-                made.append(instance)
-        return made
+                on_made(instance)
+
+        steps = plan_counts(pool.desired, instances, users=users)
+        results = await asyncio.gather(*(take(step) for step in steps), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def take(self, pool: Pool, step: Step, *, actor: str) -> Instance:
         """Take one step; a new instance on which a later action fails is destroyed again."""

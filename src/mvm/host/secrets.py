@@ -63,6 +63,12 @@ class SecretStore:
         """Grows with each change of the tenant's secrets; 0 when there were never any."""
         return (await self._read(tenant_id)).epoch
 
+    async def differing(self, tenant_id: TenantId, secrets: Mapping[str, str]) -> tuple[str, ...]:
+        """Names among `secrets` whose stored value is another one, or none. Raises as `set` does."""
+        before = await self._open(tenant_id)
+        check_values({**before, **secrets})
+        return tuple(sorted(path for path, value in secrets.items() if before.get(path) != value))
+
     async def set(self, tenant_id: TenantId, secrets: Mapping[str, str], *, prune: bool = False) -> tuple[str, ...]:
         """Set secrets (`scope/KEY` -> value); with `prune`, all others go. Returns the names that changed.
 
