@@ -208,11 +208,15 @@ def write_private(path: Path, text: str) -> None:
         raise
 
 
+def lock_path(state_file: Path) -> Path:
+    """The file that the process serving from `state_file` holds locked; it names the process."""
+    return state_file.with_name(state_file.name + ".lock")
+
+
 @contextmanager
 def _sole_user(state_file: Path) -> Iterator[None]:
     """Hold the lock beside the state file, so that two processes never serve from one."""
-    lock = state_file.with_name(state_file.name + ".lock")
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = os.open(lock_path(state_file), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -221,6 +225,8 @@ def _sole_user(state_file: Path) -> Iterator[None]:
                 f"stand-ins with the state file {state_file} are running already",
                 hint="use those, or give another state file",
             ) from None
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
         yield
     finally:
         os.close(handle)

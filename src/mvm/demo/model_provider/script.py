@@ -168,7 +168,7 @@ def improvise(messages: list[Json], tools: list[Json], now: float) -> Step:
     asked = read_asked(messages)
     offered = [str(tool.get("name")) for tool in tools]
     if fired := _CRON.search(asked.words):
-        return Reply(_first_paragraph(fired["text"]))
+        return Reply(_first_line(fired["text"]))
     if wish := _WISH.search(asked.words):
         return _remind(asked, wish, offered, now)
     if asked.results:
@@ -180,8 +180,8 @@ def improvise(messages: list[Json], tools: list[Json], now: float) -> Step:
     return Reply(f"You said: {asked.words}")
 
 
-def _first_paragraph(text: str) -> str:
-    return text.strip().split("\n\n")[0].strip() or "It is time."
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0].strip() or "It is time."
 
 
 def _remind(asked: Asked, wish: re.Match[str], offered: list[str], now: float) -> Step:
