@@ -1,0 +1,172 @@
+"""Limits for an instance of the process runtime: a control group where one can be made, else resource limits.
+
+This is a guard against one instance taking the whole machine, not isolation. Memory is bounded at twice the machine's
+size: what a guest's kernel would hold (page cache) and what V8 reserves are counted here too. The address space
+(RLIMIT_AS) is never limited: V8 reserves far more than it uses and dies of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+MEMORY_FACTOR = 2
+SMALLEST_MEMORY_MIB = 1024
+MAX_PROCESSES = 2048
+MAX_FILES = 65_536
+V1_SHARES_PER_CPU = 1024
+V2_WEIGHT_PER_CPU = 100
+V1_CONTROLLERS = ("memory", "pids", "cpu")
+REMOVE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What holds an instance, and what to tell the operator about it."""
+
+    groups: tuple[Path, ...]
+    """Control groups made for it; empty when only resource limits hold."""
+    note: str
+
+
+def memory_limit(mem_mib: int) -> int:
+    """Bytes that all processes of an instance of that size may use together."""
+    return max(mem_mib, SMALLEST_MEMORY_MIB) * MEMORY_FACTOR * 1024 * 1024
+
+
+def apply(pid: int, *, name: str, vcpus: int, mem_mib: int, mounts: Path = Path("/proc/self/mountinfo")) -> Bounds:
+    """Bound a process that was just started and whatever it will start. Never raises: it runs without, too."""
+    groups = _v1_groups(name, mounts) or _v2_group(name, mounts)
+    held: list[Path] = []
+    for group in groups:
+        try:
+            group.mkdir(exist_ok=True)
+            _set_limits(group, vcpus=vcpus, mem_mib=mem_mib)
+            (group / "cgroup.procs").write_text(str(pid))
+        except OSError as error:
+            log.debug("control group %s cannot be used: %s", group, error)
+            with suppress(OSError):
+                group.rmdir()
+        else:
+            held.append(group)
+    if held:
+        kinds = ", ".join(sorted({kind for group in held for kind in _kinds(group)}))
+        return Bounds(tuple(held), f"bounded by a control group ({kinds}; memory {memory_limit(mem_mib) >> 20} MiB)")
+    _limit_resources(pid)
+    return Bounds((), "no control group can be made here: only the number of open files and core dumps are limited")
+
+
+def processes(groups: Sequence[Path]) -> list[int]:
+    """Pids of everything in these groups."""
+    found: set[int] = set()
+    for group in groups:
+        with suppress(OSError):
+            found.update(map(int, (group / "cgroup.procs").read_text().split()))
+    return sorted(found)
+
+
+async def remove(groups: Sequence[Path]) -> None:
+    """Remove empty groups; the kernel needs a moment after the last process of one ended."""
+    deadline = time.monotonic() + REMOVE_SECONDS
+    for group in groups:
+        while group.exists():
+            try:
+                group.rmdir()
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    log.warning("control group %s could not be removed: %s", group, error)
+                    break
+                await asyncio.sleep(0.02)
+
+
+def _v1_groups(name: str, mounts: Path) -> list[Path]:
+    own = _own_groups()
+    groups = []
+    for controller in V1_CONTROLLERS:
+        for mount, root, kind, options in _cgroup_mounts(mounts):
+            if kind == "cgroup" and controller in options.split(","):
+                parent = _below(mount, root, own.get(controller, "/"))
+                if parent is not None:
+                    groups.append(parent / name)
+                break
+    return groups
+
+
+def _v2_group(name: str, mounts: Path) -> list[Path]:
+    """A group beside nothing else: under v2 a group with processes of its own cannot give controllers to children."""
+    for mount, root, kind, _ in _cgroup_mounts(mounts):
+        parent = _below(mount, root, _own_groups().get("", "/")) if kind == "cgroup2" else None
+        if parent is None:
+            continue
+        with suppress(OSError):
+            (parent / "cgroup.subtree_control").write_text("+memory +pids +cpu")
+        with suppress(OSError):
+            if "memory" in (parent / "cgroup.subtree_control").read_text().split():
+                return [parent / name]
+    return []
+
+
+def _own_groups() -> dict[str, str]:
+    """Controller -> path of this process's group; v2 has the name ""."""
+    found: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            found.update(dict.fromkeys(controllers.split(","), path))
+    return found
+
+
+def _cgroup_mounts(mounts: Path) -> list[tuple[Path, str, str, str]]:
+    """Mount point, root, type and options of each control group mount."""
+    found = []
+    with suppress(OSError):
+        for line in mounts.read_text().splitlines():
+            before, _, after = line.partition(" - ")
+            kind, _, rest = after.partition(" ")
+            if kind in ("cgroup", "cgroup2"):
+                fields = before.split(" ")
+                found.append((Path(fields[4]), fields[3], kind, rest.partition(" ")[2]))
+    return found
+
+
+def _below(mount: Path, root: str, own: str) -> Path | None:
+    """Directory of this process's own group, None when it is not in this mount's view."""
+    relative = own if root == "/" else own.removeprefix(root) if own.startswith(root) else None
+    if relative is None:
+        return None
+    directory = mount / relative.lstrip("/")
+    return directory if directory.is_dir() and os.access(directory, os.W_OK) else None
+
+
+def _set_limits(group: Path, *, vcpus: int, mem_mib: int) -> None:
+    limits = {
+        "memory.limit_in_bytes": memory_limit(mem_mib),
+        "memory.max": memory_limit(mem_mib),
+        "pids.max": MAX_PROCESSES,
+        "cpu.shares": V1_SHARES_PER_CPU * vcpus,
+        "cpu.weight": min(V2_WEIGHT_PER_CPU * vcpus, 10_000),
+    }
+    for file, value in limits.items():
+        if (group / file).exists():
+            (group / file).write_text(str(value))
+
+
+def _kinds(group: Path) -> list[str]:
+    return [kind for kind in ("memory", "pids", "cpu") if any(group.glob(f"{kind}.*"))]
+
+
+def _limit_resources(pid: int) -> None:
+    with suppress(OSError, ValueError, AttributeError):  # prlimit is Linux only
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        files = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (files, files))

@@ -1,0 +1,354 @@
+"""The process runtime: the guest's programs as ordinary processes of this host, each instance in its own directory.
+
+Nothing is isolated: it is for development, CI and tests of scale, needs no root, and says so. One small supervisor per
+instance runs the guest's services and outlives the agent that started it. Paths that are fixed in a VM hang under
+`<run dir>/root`; each instance has a loopback address of its own; the control channel is a pair of Unix sockets.
+There is no memory snapshot: sleep is checkpoint and stop, wake is start and restore.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from socket import socket
+
+from mvm.guest import processes
+from mvm.guest.processes import Identity
+from mvm.model.entities import ProcessIdentity
+from mvm.model.errors import MvmError, TimedOut, Unavailable
+from mvm.model.ids import InstanceId
+from mvm.runtime.base import (
+    Capabilities,
+    ChannelKind,
+    Connection,
+    GuestLayout,
+    Handler,
+    Machine,
+    Probe,
+    Snapshot,
+)
+from mvm.runtime.process import bounds, claims, ending, spawning, supervision
+from mvm.runtime.process.claims import PortBlock
+from mvm.runtime.process.directories import Directories
+from mvm.runtime.process.records import Record
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 20.0
+FREEZE_SECONDS = 15.0
+STOP_MARGIN_SECONDS = 5.0
+"""How much longer than its grace a supervisor may take before it is killed."""
+_POLL_SECONDS = 0.01
+
+_PASSED_ON = (
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "NODE_EXTRA_CA_CERTS",
+)
+"""What an instance inherits of the agent's environment: how to speak and how to reach the network, nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostPrograms:
+    """Where this host has what runs in an instance."""
+
+    node: Path
+    openclaw_dir: Path
+    """Directory of the npm package `openclaw`."""
+    python: Path
+    zipapp: Path
+    """The guest's programs, packed."""
+    plugin_dir: Path
+    """Directory of mvm's OpenClaw plugin."""
+
+
+class ProcessRuntime:
+    """Implements `mvm.runtime.base.Runtime` with processes."""
+
+    name = "process"
+    capabilities = Capabilities(
+        isolated=False, memory_snapshot=False, clone=False, hot_drive_change=True, channel=ChannelKind.UNIX
+    )
+
+    def __init__(
+        self,
+        programs: HostPrograms,
+        *,
+        environment: Mapping[str, str] | None = None,
+        chance: random.Random | None = None,
+        start_seconds: float = START_SECONDS,
+    ) -> None:
+        """`environment` is what instances may inherit from; default: this process's own."""
+        self._programs = programs
+        self._environment = dict(os.environ if environment is None else environment)
+        self._chance = chance or random.SystemRandom()
+        self._start_seconds = start_seconds
+        self._addresses: dict[str, socket] = {}
+        self._ports: dict[InstanceId, PortBlock] = {}
+        self._told_bounds: set[str] = set()
+
+    async def probe(self) -> Probe:
+        """Whether instances can run as processes here; the reason always says that nothing is isolated."""
+        try:
+            processes.require_linux()
+            claims.bound("127.240.255.254", 0).close()
+        except OSError as error:
+            return Probe(usable=False, reason=str(error), remedy="use Linux, or a runtime with virtual machines")
+        for what, path in (("Python", self._programs.python), ("the guest's zipapp", self._programs.zipapp)):
+            if not path.is_file():
+                return Probe(usable=False, reason=f"{what} is not at '{path}'", remedy="run `make setup`")
+        return Probe(
+            usable=True,
+            reason="instances are ordinary processes of this user and NOT isolated from each other",
+            remedy="for isolation use a host with KVM (/dev/kvm usable) and firecracker or qemu",
+        )
+
+    async def assign_address(self, guest_ip: str) -> str:
+        """A loopback address for it, claimed until the instance's end; the usual one when that is free."""
+        usual = claims.loopback_address(guest_ip)
+        held = self._addresses.pop(usual, None)
+        if held is not None:
+            held.close()  # of a start that did not happen
+        address, claim = claims.claim_address(guest_ip, self._chance)
+        self._addresses[address] = claim
+        if address != usual:
+            log.warning("address %s is taken on this machine; the instance gets %s", usual, address)
+        return address
+
+    async def layout(self, machine: Machine) -> GuestLayout:
+        """Real paths, and a block of free loopback ports claimed until the instance's end."""
+        self._release_ports(machine)
+        ports = claims.claim_ports(self._chance)
+        self._ports[machine.ref.instance_id] = ports
+        directories = Directories.of(machine)
+        return GuestLayout(
+            run=str(directories.run),
+            data=str(directories.data),
+            secrets=str(directories.secrets),
+            config=str(directories.config),
+            plugin_dir=str(self._programs.plugin_dir),
+            openclaw_port=ports.openclaw,
+            router_port=ports.router,
+            outbox_port=ports.outbox,
+        )
+
+    async def start(self, machine: Machine) -> ProcessIdentity:
+        """Start the instance's supervisor and wait until it answers. On failure nothing runs."""
+        self._require_programs(machine)
+        if (running := await self.find(machine)) is not None:
+            raise MvmError(f"{machine.ref} runs already (pid {running.pid})", hint="stop it first")
+        directories = Directories.of(machine)
+        await self._end_everything(machine, directories)
+        directories.make_root()
+        try:
+            identity = await asyncio.to_thread(
+                spawning.spawn,
+                [str(self._programs.python), "-I", "-S", str(self._programs.zipapp), "supervise"],
+                environment=self._guest_environment(machine, directories),
+                directory=directories.root,
+                output=directories.output,
+                held=[claim.fileno() for claim in self._held(machine)],
+            )
+            self._bound(machine, directories, identity)
+            await self._wait_for_supervisor(machine, directories, identity)
+        except BaseException:
+            await asyncio.shield(self._end_everything(machine, directories))
+            raise
+        finally:
+            # The supervisor holds them now, or nobody needs them.
+            self._release(machine)
+        return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+
+    async def pause(self, machine: Machine, process: ProcessIdentity) -> None:
+        """Stop every process of the instance but its supervisor."""
+        await supervision.ask(Directories.of(machine).supervisor_socket, {"op": "freeze"}, seconds=FREEZE_SECONDS)
+
+    async def resume(self, machine: Machine, process: ProcessIdentity) -> None:
+        """Let them go on. Nothing happens to an instance that is not paused."""
+        await supervision.ask(Directories.of(machine).supervisor_socket, {"op": "thaw"}, seconds=FREEZE_SECONDS)
+
+    async def snapshot(self, machine: Machine, process: ProcessIdentity) -> Snapshot | None:
+        return None
+
+    async def restore(self, machine: Machine, snapshot: Snapshot | None) -> ProcessIdentity:
+        return await self.start(machine)
+
+    async def discard_snapshot(self, machine: Machine) -> None:
+        return None
+
+    async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
+        return None
+
+    async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
+        """Have the supervisor end its services within the grace, then end whatever is left."""
+        directories = Directories.of(machine)
+        identity = _identity(process)
+        clean = False
+        if processes.alive(identity):
+            try:
+                # A paused service would not hear that it should end.
+                await supervision.ask(directories.supervisor_socket, {"op": "thaw"}, seconds=FREEZE_SECONDS)
+                request = {"op": "shutdown", "grace_seconds": grace_seconds}
+                await supervision.ask(
+                    directories.supervisor_socket, request, seconds=grace_seconds + STOP_MARGIN_SECONDS
+                )
+                clean = not await processes.wait_until_ended([identity], STOP_MARGIN_SECONDS)
+            except (Unavailable, TimedOut) as error:
+                log.warning("%s does not end by itself and is killed: %s", machine.ref, error.message)
+        await self._end_everything(machine, directories)
+        spawning.reap(identity)
+        return clean
+
+    async def alive(self, process: ProcessIdentity) -> bool:
+        identity = _identity(process)
+        spawning.reap(identity)
+        return processes.alive(identity)
+
+    async def find(self, machine: Machine) -> ProcessIdentity | None:
+        directories = Directories.of(machine)
+        # The supervisor's own record tells of it even when the agent died right after starting it.
+        for identity in (Record.process(directories.record), Record.supervisor(directories.supervisor_record)):
+            if identity is not None and processes.alive(identity) and ending.is_supervisor(identity, directories.root):
+                return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+        return None
+
+    async def wait(self, process: ProcessIdentity) -> None:
+        await spawning.wait_for_end(_identity(process))
+
+    async def connect(self, machine: Machine, port: int) -> Connection:
+        directories = Directories.of(machine)
+        directories.check_lengths()
+        try:
+            return await asyncio.open_unix_connection(str(directories.guest_socket(port)))
+        except OSError as error:
+            raise Unavailable(
+                f"nobody listens on guest port {port} of {machine.ref} ({error.strerror or error})",
+                hint=f"`mvm instance logs {machine.ref}` shows what its agent says",
+            ) from error
+
+    async def listen(self, machine: Machine, port: int, handler: Handler) -> asyncio.AbstractServer:
+        directories = Directories.of(machine)
+        directories.make_channel()
+        path = directories.host_socket(port)
+        path.unlink(missing_ok=True)
+        server = await asyncio.start_unix_server(handler, str(path))
+        path.chmod(0o600)
+        return server
+
+    async def destroy(self, machine: Machine) -> None:
+        directories = Directories.of(machine)
+        process = await self.find(machine)
+        if process is not None:
+            await self.stop(machine, process, grace_seconds=0)
+        await self._end_everything(machine, directories)
+        self._release(machine)
+        directories.remove()
+
+    # Starting
+
+    def _require_programs(self, machine: Machine) -> None:
+        programs = self._programs
+        wanted = {"Python": programs.python, "the guest's zipapp": programs.zipapp}
+        if machine.role.runs_openclaw:
+            wanted |= {
+                "Node": programs.node,
+                "OpenClaw": programs.openclaw_dir / "openclaw.mjs",
+                "mvm's OpenClaw plugin": programs.plugin_dir / "openclaw.plugin.json",
+            }
+        for what, path in wanted.items():
+            if not path.is_file():
+                raise Unavailable(
+                    f"{what} is not at '{path}'", hint="run `make setup`; `mvm doctor` shows what is there"
+                )
+
+    def _guest_environment(self, machine: Machine, directories: Directories) -> dict[str, str]:
+        environment = {name: self._environment[name] for name in _PASSED_ON if name in self._environment}
+        environment |= {
+            "PATH": self._environment.get("PATH", os.defpath),
+            "MVM_GUEST_ROOT": str(directories.root),
+            "MVM_CHANNEL_DIR": str(directories.channel),
+            "MVM_NODE": str(self._programs.node),
+            "MVM_OPENCLAW_DIR": str(self._programs.openclaw_dir),
+            "MVM_PYTHON": str(self._programs.python),
+            "MVM_GUEST_ZIPAPP": str(self._programs.zipapp),
+        }
+        if (loud := self._environment.get("MVM_LOG")) is not None:
+            environment["MVM_LOG"] = loud
+        return environment | machine.environment
+
+    def _bound(self, machine: Machine, directories: Directories, identity: Identity) -> None:
+        held = bounds.apply(
+            identity.pid,
+            name=f"mvm-{machine.ref.instance_id}-{identity.pid}",
+            vcpus=machine.vcpus,
+            mem_mib=machine.mem_mib,
+        )
+        Record(identity=identity, groups=held.groups).write(directories.record)
+        if held.note not in self._told_bounds:
+            self._told_bounds.add(held.note)
+            log.info("process runtime: instances are %s", held.note)
+
+    async def _wait_for_supervisor(self, machine: Machine, directories: Directories, identity: Identity) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._start_seconds
+        while True:
+            if not processes.alive(identity):
+                raise Unavailable(
+                    f"the supervisor of {machine.ref} ended at once: {spawning.last_words(directories.output)}",
+                    hint=f"see '{directories.output}'",
+                )
+            if directories.supervisor_socket.exists():
+                try:
+                    await supervision.ask(directories.supervisor_socket, {"op": "status"}, seconds=2.0)
+                    return
+                except MvmError:
+                    pass  # it has just made the socket, or is busy; the deadline decides
+            if loop.time() > deadline:
+                raise TimedOut(
+                    f"the supervisor of {machine.ref} did not answer within {self._start_seconds:g} s",
+                    hint=f"see '{directories.output}'",
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _end_everything(self, machine: Machine, directories: Directories) -> None:
+        """Nothing of the instance runs afterwards; its record goes with it."""
+        record = Record.load(directories.record)
+        await ending.end_all(directories.root, record.groups if record else (), who=str(machine.ref))
+        if record is not None:
+            spawning.reap(record.identity)
+        directories.record.unlink(missing_ok=True)
+
+    # Claims
+
+    def _held(self, machine: Machine) -> list[socket]:
+        address = self._addresses.get(machine.guest_ip)
+        ports = self._ports.get(machine.ref.instance_id)
+        return [*([address] if address else []), *([ports.claim] if ports else [])]
+
+    def _release(self, machine: Machine) -> None:
+        if (claim := self._addresses.pop(machine.guest_ip, None)) is not None:
+            claim.close()
+        self._release_ports(machine)
+
+    def _release_ports(self, machine: Machine) -> None:
+        if (ports := self._ports.pop(machine.ref.instance_id, None)) is not None:
+            ports.claim.close()
+
+
+def _identity(process: ProcessIdentity) -> Identity:
+    return Identity(process.pid, process.start_time)

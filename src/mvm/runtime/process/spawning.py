@@ -1,0 +1,88 @@
+"""Starting a supervisor that outlives the agent, and noticing its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from mvm.guest import processes
+from mvm.guest.processes import Identity
+from mvm.model.errors import Unavailable
+
+OUTPUT_LIMIT = 256 * 1024
+"""Bytes of a supervisor's own output that are kept over starts; its services have logs of their own."""
+
+_children: set[Identity] = set()
+"""What this process started and has not taken in yet."""
+
+
+def spawn(
+    argv: Sequence[str], *, environment: Mapping[str, str], directory: Path, output: Path, held: Sequence[int]
+) -> Identity:
+    """Start a program in a session of its own, with these open files passed on. Raises `Unavailable`."""
+    with suppress(OSError):
+        if output.stat().st_size > OUTPUT_LIMIT:
+            output.unlink()
+    with output.open("ab") as log:
+        output.chmod(0o600)
+        try:
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(environment),
+                cwd=directory,
+                start_new_session=True,
+                pass_fds=held,
+            )
+        except OSError as error:
+            raise Unavailable(f"'{argv[0]}' cannot be started: {error.strerror or error}") from error
+    child.returncode = 0  # it outlives this object, which must therefore not wait for it; `reap` does
+    identity = processes.identity_of(child.pid)
+    if identity is None:  # not even a zombie: somebody else took it in
+        raise Unavailable(f"'{argv[0]}' ended at once")
+    _children.add(identity)
+    return identity
+
+
+def reap(identity: Identity) -> None:
+    """Take in a process that was started here and has ended; nothing happens for any other."""
+    if identity not in _children or processes.alive(identity):
+        return
+    with suppress(ChildProcessError):
+        os.waitpid(identity.pid, os.WNOHANG)
+    _children.discard(identity)
+
+
+async def wait_for_end(identity: Identity) -> None:
+    """Return when that process has ended, whoever started it."""
+    try:
+        descriptor = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if processes.alive(identity):
+            loop = asyncio.get_running_loop()
+            ended = asyncio.Event()
+            loop.add_reader(descriptor, ended.set)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(descriptor)
+    finally:
+        os.close(descriptor)
+        reap(identity)
+
+
+def last_words(output: Path) -> str:
+    """The last line that the program printed."""
+    with suppress(OSError):
+        lines = output.read_text(errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1][:300]
+    return "it said nothing"
