@@ -1,0 +1,154 @@
+"""The supervisor's control socket and its clients: one JSON line per request, one per answer.
+
+`{"op": "status"}`, `{"op": "start"|"stop"|"restart", "service": "openclaw", "grace_seconds"?: 30}`, `{"op": "freeze"}`,
+`{"op": "thaw"}`, `{"op": "shutdown", "grace_seconds"?: 15}`. Answers are `{"ok": true, ...}` or
+`{"ok": false, "error": "..."}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+MAX_LINE = 64 * 1024
+MAX_PATH = 107
+"""Bytes that a Unix socket's path may have."""
+ANSWER_MARGIN_SECONDS = 15.0
+
+
+class OperationRefused(Exception):
+    """An operation that is not possible now; the text goes to whoever asked."""
+
+
+class SupervisorUnreachable(Exception):
+    """Nobody answers on the supervisor's socket."""
+
+
+Operate = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class SupervisorSocket:
+    """Serves the supervisor's operations to whoever may open the socket's file."""
+
+    def __init__(self, path: Path, operate: Operate) -> None:
+        self._path = path
+        self._operate = operate
+        self._server: asyncio.Server | None = None
+        self._busy: set[asyncio.Task[None]] = set()
+
+    async def listen(self) -> None:
+        """Listen, replacing a socket that a dead supervisor left. Raises `OSError`."""
+        check_length(self._path)
+        self._path.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=MAX_LINE)
+        finally:
+            os.umask(mask)
+
+    async def finish(self, seconds: float = 1.0) -> None:
+        """Let answers that are being given reach their callers."""
+        if self._server is not None:
+            self._server.close()
+        if self._busy:
+            await asyncio.wait(self._busy, timeout=seconds)
+
+    def close(self) -> None:
+        """Stop listening and remove the socket."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._busy:
+            task.cancel()
+        self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                task = asyncio.ensure_future(self._answer(line, writer))
+                self._busy.add(task)
+                task.add_done_callback(self._busy.discard)
+                # A caller that hangs up does not undo what it asked for.
+                await asyncio.shield(task)
+        except (OSError, ValueError) as error:
+            log.debug("a caller of the supervisor is gone: %s", error)
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+        answer = await self._answer_to(line)
+        with suppress(OSError):
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await writer.drain()
+
+    async def _answer_to(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict) or not isinstance(request.get("op"), str):
+                raise OperationRefused('a request is an object with "op"')
+            return {"ok": True, **await self._operate(request["op"], request)}
+        except OperationRefused as refusal:
+            return {"ok": False, "error": str(refusal)}
+        except (ValueError, RecursionError):
+            return {"ok": False, "error": "a request is one line of JSON"}
+        except Exception as error:
+            log.exception("an operation failed")
+            return {"ok": False, "error": f"{type(error).__name__}: {error}"}
+
+
+class SupervisorClient:
+    """Asks the supervisor, one connection per request."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def status(self) -> dict[str, Any]:
+        """What `{"op": "status"}` answers."""
+        return await self._ask({"op": "status"})
+
+    async def start(self, service: str) -> None:
+        """Have a service run; nothing happens when it does."""
+        await self._ask({"op": "start", "service": service})
+
+    async def stop(self, service: str, *, grace: float) -> None:
+        """Have nothing of a service run, after at most `grace` seconds and a SIGKILL."""
+        await self._ask({"op": "stop", "service": service, "grace_seconds": grace}, grace)
+
+    async def restart(self, service: str, *, grace: float) -> None:
+        """Stop and start a service, so that it reads its environment anew."""
+        await self._ask({"op": "restart", "service": service, "grace_seconds": grace}, grace)
+
+    async def _ask(self, request: dict[str, Any], seconds: float = 0.0) -> dict[str, Any]:
+        """Raises `OperationRefused` with the supervisor's reason, `SupervisorUnreachable` without an answer."""
+        try:
+            async with asyncio.timeout(seconds + ANSWER_MARGIN_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(str(self._path), limit=MAX_LINE)
+                try:
+                    writer.write(json.dumps(request).encode() + b"\n")
+                    await writer.drain()
+                    answer = json.loads(await reader.readline())
+                finally:
+                    writer.close()
+                    with suppress(OSError):
+                        await writer.wait_closed()
+        except (OSError, ValueError) as error:
+            raise SupervisorUnreachable(f"the supervisor does not answer on {self._path}: {error}") from error
+        if not answer.pop("ok", False):
+            raise OperationRefused(str(answer.get("error", "the supervisor refused without a reason")))
+        return dict(answer)
+
+
+def check_length(path: Path) -> None:
+    """Raise `OSError` for a path that no Unix socket can have, saying so instead of `AF_UNIX path too long`."""
+    length = len(os.fsencode(path))
+    if length > MAX_PATH:
+        raise OSError(f"the socket path {path} has {length} bytes and may have {MAX_PATH}; use a shorter run directory")
