@@ -1,0 +1,49 @@
+"""Limits of an instance: found where the kernel offers them, harmless where it does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from mvm.runtime.process import bounds
+
+MIB = 1024 * 1024
+
+
+def test_memory_is_bounded_well_above_the_machines_size() -> None:
+    assert bounds.memory_limit(2048) == 4096 * MIB
+    assert bounds.memory_limit(256) == 2048 * MIB
+
+
+def test_a_machine_without_control_groups_limits_files_only(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("22 1 0:20 / /proc rw - proc proc rw\n")
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    held = bounds.apply(child.pid, name="mvm-test", vcpus=2, mem_mib=1024, mounts=mounts)
+    limits = Path(f"/proc/{child.pid}/limits").read_text()
+    child.communicate(b"\n", timeout=10)
+    assert held.groups == ()
+    assert "no control group" in held.note
+    core = next(line for line in limits.splitlines() if line.startswith("Max core file size"))
+    assert core.split()[4:6] == ["0", "0"]
+    address_space = next(line for line in limits.splitlines() if line.startswith("Max address space"))
+    assert address_space.split()[3] == "unlimited"
+
+
+async def test_groups_hold_the_process_and_are_removed_after_it() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    held = bounds.apply(child.pid, name=f"mvm-test-{child.pid}", vcpus=2, mem_mib=1024)
+    try:
+        assert held.note
+        if held.groups:
+            assert bounds.processes(held.groups) == [child.pid]
+    finally:
+        child.communicate(b"\n", timeout=10)
+        await bounds.remove(held.groups)
+    assert not [group for group in held.groups if group.exists()]
+
+
+async def test_a_missing_group_is_no_error(tmp_path: Path) -> None:
+    assert bounds.processes([tmp_path / "gone"]) == []
+    await bounds.remove([tmp_path / "gone"])
