@@ -16,7 +16,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -135,13 +135,11 @@ class ApiServer(Generic[S]):
         self._max_connections = max_connections
         self._server: asyncio.Server | None = None
         self._socket: Path | None = None
-        self._lock: int | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._work: dict[asyncio.Task[None], Request[S]] = {}
 
     async def start(self, path: Path) -> None:
-        """Listen on `path` (mode 0660). Raises `Conflict` when another agent has this run directory."""
-        self._lock = _take_lock(path.with_name("agent.lock"))
+        """Listen on `path` (mode 0660). The caller is the only agent of this run directory (`only_agent`)."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         unready = path.with_name(path.name + ".new")
         try:
@@ -169,9 +167,6 @@ class ApiServer(Generic[S]):
         for task in (*self._work, *self._connections):
             task.cancel()
         await asyncio.gather(*self._work, *self._connections, return_exceptions=True)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer), name="api connection")
@@ -313,15 +308,31 @@ def _actor(writer: asyncio.StreamWriter) -> str:
         return f"uid {uid}"
 
 
-def _take_lock(path: Path) -> int:
-    """A lock held for the life of the agent: one agent per run directory."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+@contextlib.contextmanager
+def only_agent(socket_path: Path) -> Iterator[None]:
+    """Be the one agent of this run directory while the block runs. Raises `Conflict` when there is another.
+
+    Taken before the state is opened: two agents over one database would each believe what it remembers.
+    """
+    descriptor = _take_lock(socket_path.with_name("agent.lock"))
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        yield
+    finally:
         os.close(descriptor)
-        raise Conflict(
-            f"an agent already runs with the run directory '{path.parent}'",
-            hint="use that one, or set MVM_RUN_DIR and MVM_STATE_DIR for a second one",
-        ) from None
-    return descriptor
+
+
+@contextlib.contextmanager
+def only_agent(path: Path) -> Iterator[None]:
+    """Be the only agent that serves this socket; raises `Conflict` when another one does."""
+    descriptor = os.open(path.with_name("agent.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"an agent already runs with the run directory '{path.parent}'",
+                hint="use that one, or set MVM_RUN_DIR and MVM_STATE_DIR for a second one",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)

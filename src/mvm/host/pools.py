@@ -166,7 +166,7 @@ class Pools:
         async with self._removals.recorded(_REMOVAL, tenant_id, pool_id, actor=actor):
             await self._remove(tenant_id, pool_id, actor=actor, progress=progress)
 
-    async def finish_interrupted(self) -> None:
+    async def resume_removals(self) -> None:
         """After a start of the agent: finish removals that were begun."""
         for removal in await self._removals.pending(_REMOVAL):
             async with self._removals.recorded(_REMOVAL, *removal.parts, actor=removal.actor):

@@ -219,7 +219,7 @@ class Tenants:
         async with self._removals.recorded(_REMOVAL, tenant_id, actor=actor):
             await self._remove(tenant_id, actor=actor, progress=progress)
 
-    async def finish_interrupted(self) -> None:
+    async def resume_removals(self) -> None:
         """After a start of the agent: finish destructions that were begun, and count secrets that were just set."""
         for removal in await self._removals.pending(_REMOVAL):
             async with self._removals.recorded(_REMOVAL, *removal.parts, actor=removal.actor):

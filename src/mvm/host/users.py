@@ -74,14 +74,6 @@ class Users:
         self._catalog.tenant(tenant_id)
         return self._catalog.users_of(tenant_id)
 
-    def granted(self, caller: Instance, target: Instance) -> bool:
-        """True when `caller` may wake and query `target` (CONTRACT 9)."""
-        return self._gateways.granted(caller, target)
-
-    def gateway_of(self, tenant_id: TenantId) -> Instance | None:
-        """The gateway instance that serves a tenant."""
-        return self._gateways.gateway_of(tenant_id)
-
     async def add(
         self,
         tenant_id: TenantId,
@@ -203,7 +195,7 @@ class Users:
                 await self._operations.destroy(instance.ref, actor=actor)
                 await self._secrets.forget_instance(instance)
 
-    async def finish_interrupted(self) -> None:
+    async def resume_removals(self) -> None:
         """After a start of the agent: finish removals, and give every user who has none their instance."""
         for removal in await self._removals.pending(_REMOVAL):
             tenant_id, user_id = TenantId(removal.parts[0]), UserId(removal.parts[1])

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mvm.host.api import ApiServer, Call, Params, Request
+from mvm.host.api import ApiServer, Call, Params, Request, only_agent
 from mvm.host.client import AgentClient, Progress
 from mvm.model.errors import Conflict, InvalidInput, MvmError, NotFound, QuotaExceeded, TimedOut, Unavailable
 from mvm.wire.frames import API_FRAME_LIMIT, read_frame, write_frame
@@ -292,11 +292,12 @@ async def test_the_socket_is_for_its_owner_and_group(start: Start) -> None:
     assert stat.S_IMODE(agent.socket.stat().st_mode) == 0o660
 
 
-async def test_a_second_agent_on_the_same_directory_is_refused(start: Start) -> None:
-    agent = await start()
-    with pytest.raises(Conflict, match="already runs"):
-        await start()
-    assert (await agent.client.call("Greet", {"name": "alice"}))["greeting"] == "hello alice"
+def test_a_second_agent_on_the_same_directory_is_refused(run_dir: Path) -> None:
+    with only_agent(run_dir / "agent.sock"):
+        with pytest.raises(Conflict, match="already runs"), only_agent(run_dir / "agent.sock"):
+            pytest.fail("two agents at once")
+    with only_agent(run_dir / "agent.sock"):
+        pass  # the lock went with its holder
 
 
 async def test_a_socket_left_by_a_dead_agent_is_taken_over(start: Start, run_dir: Path) -> None:
