@@ -309,21 +309,11 @@ def _actor(writer: asyncio.StreamWriter) -> str:
 
 
 @contextlib.contextmanager
-def only_agent(socket_path: Path) -> Iterator[None]:
-    """Be the one agent of this run directory while the block runs. Raises `Conflict` when there is another.
+def only_agent(path: Path) -> Iterator[None]:
+    """Be the one agent that serves this socket while the block runs. Raises `Conflict` when there is another.
 
     Taken before the state is opened: two agents over one database would each believe what it remembers.
     """
-    descriptor = _take_lock(socket_path.with_name("agent.lock"))
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def only_agent(path: Path) -> Iterator[None]:
-    """Be the only agent that serves this socket; raises `Conflict` when another one does."""
     descriptor = os.open(path.with_name("agent.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:

@@ -293,9 +293,9 @@ async def test_the_socket_is_for_its_owner_and_group(start: Start) -> None:
 
 
 def test_a_second_agent_on_the_same_directory_is_refused(run_dir: Path) -> None:
-    with only_agent(run_dir / "agent.sock"):
-        with pytest.raises(Conflict, match="already runs"), only_agent(run_dir / "agent.sock"):
-            pytest.fail("two agents at once")
+    second = only_agent(run_dir / "agent.sock")
+    with only_agent(run_dir / "agent.sock"), pytest.raises(Conflict, match="already runs"):
+        second.__enter__()
     with only_agent(run_dir / "agent.sock"):
         pass  # the lock went with its holder
 
