@@ -93,10 +93,11 @@ def test_ports_lie_below_the_ephemeral_range_and_do_not_overlap() -> None:
 
 
 def test_a_block_with_a_taken_port_is_passed_over(listen: Callable[[str, int], socket.socket]) -> None:
-    first = claims.claim_ports(random.Random(5))
+    seed = random.SystemRandom().random()
+    first = claims.claim_ports(random.Random(seed))
     first.claim.close()
     listen("127.0.0.1", first.router)
-    second = claims.claim_ports(random.Random(5))
+    second = claims.claim_ports(random.Random(seed))
     second.claim.close()
     assert second.first != first.first
 
