@@ -23,13 +23,13 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.simulation.world import ALICE, WORKERS, World
+
 from mvm.model.entities import Instance, Quotas
 from mvm.model.ids import InstanceId
 from mvm.model.roles import Role
 from mvm.model.states import State
 from mvm.runtime.base import Snapshot
-
-from tests.simulation.world import ALICE, WORKERS, World
 
 WAKES_AT_ONCE = 100
 UNLIMITED = Quotas(

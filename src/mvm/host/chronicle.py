@@ -1,7 +1,7 @@
 """What happened, told once: to the tenant's audit and to the event stream that operators follow.
 
-Everything audited is an event too. An event beyond the audit (a wake that failed, a message that could not be delivered)
-is for whoever watches, and may be lost with the power; a line of the audit may not be changed afterwards.
+Everything audited is an event too. An event beyond the audit (a wake that failed, a message that could not be
+delivered) is for whoever watches, and may be lost with the power; a line of the audit may not be changed afterwards.
 """
 
 from __future__ import annotations

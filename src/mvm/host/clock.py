@@ -1,7 +1,7 @@
 """The one source of time, randomness and ids on a host, so that a simulation can own them.
 
-Wall-clock time (`now`) is for records that people and guests read; it may jump. Durations and deadlines use `monotonic`,
-which never goes backwards. The two are never mixed.
+Wall-clock time (`now`) is for records that people and guests read; it may jump. Durations and deadlines use
+`monotonic`, which never goes backwards. The two are never mixed.
 """
 
 from __future__ import annotations

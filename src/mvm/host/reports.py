@@ -1,8 +1,8 @@
 """What guests say of themselves: busy or idle, and when their next alarm is.
 
 Kept in memory only: after an agent restart every instance is *unknown*, which counts as busy, until it reports again.
-Idle time is measured on the monotonic clock from the moment the host saw the instance become idle, so that neither a guest's
-clock nor a jump of the host's can make anything eligible for sleep.
+Idle time is measured on the monotonic clock from the moment the host saw the instance become idle, so that neither a
+guest's clock nor a jump of the host's can make anything eligible for sleep.
 """
 
 from __future__ import annotations

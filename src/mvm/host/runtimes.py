@@ -72,7 +72,7 @@ class Runtimes:
         return Choice(runtime=runtime, reason=f"{name}: asked for by name")
 
     async def _choose_first(self) -> Choice:
-        passed_over = []
+        passed_over: list[str] = []
         for name in AUTO_ORDER:
             if name not in self._runtimes:
                 continue

@@ -1,8 +1,8 @@
 """The wake desk: what guests may ask of the host, on host port 53 (CONTRACT 9).
 
 Who asks is known from the connection (each instance has a socket of its own), never from a field of the message. A
-gateway may wake and query instances that its table grants; everybody may ask the time and report on themselves; the rest
-is refused in the same words and the same time whether the target exists or not, and the refusal is audited.
+gateway may wake and query instances that its table grants; everybody may ask the time and report on themselves; the
+rest is refused in the same words and the same time whether the target exists or not, and the refusal is audited.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from mvm.host.audit import AuditAction
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
+from mvm.host.gateways import Gateways
 from mvm.host.pairing import Pairing
 from mvm.host.reports import Activity, Reports
-from mvm.host.gateways import Gateways
 from mvm.host.wakes import Wakes
 from mvm.model.entities import Instance
 from mvm.model.errors import MvmError, Refused

@@ -1,0 +1,338 @@
+"""The agent of one host, put together: the composition root, and the daemon around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import structlog
+
+from mvm.host.api import ApiServer, only_agent
+from mvm.host.api_requests import REQUESTS
+from mvm.host.attachments import Attachments
+from mvm.host.audit import AuditLog
+from mvm.host.autostart import prepare_directories
+from mvm.host.bring_up import BringUp
+from mvm.host.catalog import Catalog
+from mvm.host.chronicle import Chronicle
+from mvm.host.clock import Clock
+from mvm.host.deployments import Deployments
+from mvm.host.drive_preparation import DrivePreparer
+from mvm.host.events import EventLog
+from mvm.host.gateways import Gateways
+from mvm.host.guests import Guests
+from mvm.host.host_networks import host_networks
+from mvm.host.lifecycle import Lifecycle
+from mvm.host.locations import Locations
+from mvm.host.machines import InstanceDirectories
+from mvm.host.observation import Observer
+from mvm.host.pairing import Pairing
+from mvm.host.policy_loop import PolicyLoop
+from mvm.host.pools import Pools
+from mvm.host.programs import expected_installation, host_programs
+from mvm.host.quotas import QuotaKeeper
+from mvm.host.records import Records
+from mvm.host.recovery import Recovery
+from mvm.host.refreshes import Refreshes
+from mvm.host.removals import Removals
+from mvm.host.reports import Reports
+from mvm.host.rest import Rest
+from mvm.host.runtimes import Runtimes
+from mvm.host.secrets import SecretStore
+from mvm.host.tenants import Tenants
+from mvm.host.users import Users
+from mvm.host.wakedesk import WakeDesk
+from mvm.host.wakes import Wakes
+from mvm.runtime.base import Runtime
+from mvm.runtime.process import ProcessRuntime
+from mvm.security.vault import Vault
+from mvm.store.sqlite import SqliteStore
+from mvm.telemetry.logs import LogStyle, configure
+
+log = structlog.get_logger(__name__)
+
+DATABASE = "state.db"
+KEY_FILE = "secrets.key"
+
+
+@dataclass(kw_only=True)
+class Host:
+    """Everything that runs in one agent. Made by `open_host`; the API's requests are answered from here."""
+
+    locations: Locations
+    clock: Clock
+    catalog: Catalog
+    runtimes: Runtimes
+    directories: InstanceDirectories
+    reports: Reports
+    guests: Guests
+    observer: Observer
+    quotas: QuotaKeeper
+    chronicle: Chronicle
+    gateways: Gateways
+    secrets: SecretStore
+    preparer: DrivePreparer
+    lifecycle: Lifecycle
+    wakes: Wakes
+    recovery: Recovery
+    policy: PolicyLoop
+    refreshes: Refreshes
+    removals: Removals
+    users: Users
+    pairing: Pairing
+    tenants: Tenants
+    pools: Pools
+    deployments: Deployments
+    attachments: Attachments
+    shutdown: asyncio.Event
+
+
+@contextlib.asynccontextmanager
+async def open_host(
+    locations: Locations, runtimes: dict[str, Runtime], *, clock: Clock | None = None, environment: dict[str, str]
+) -> AsyncIterator[Host]:
+    """Open the state of this host and put its services together. On exit everything is closed; instances run on."""
+    clock = clock or Clock()
+    store = await SqliteStore.open(locations.state_dir / DATABASE)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(store.close)
+        catalog = await Catalog.open(store)
+        chronicle = Chronicle(
+            AuditLog(locations.state_dir / "audit", clock.now), EventLog(locations.state_dir / "events", clock.now)
+        )
+        stack.push_async_callback(chronicle.close)
+        vault = await asyncio.to_thread(Vault.load, locations.state_dir / KEY_FILE)
+        reports = Reports(clock)
+        observer = Observer(reports, clock)
+        guests = Guests(reports, clock)
+        quotas = QuotaKeeper(catalog)
+        gateways = Gateways(catalog)
+        secrets = SecretStore(store, vault, clock)
+        known_runtimes = Runtimes(runtimes, wanted=locations.runtime, production=locations.production)
+        directories = InstanceDirectories(
+            state_dir=locations.state_dir, run_dir=locations.run_dir, secrets_dir=locations.secrets_dir
+        )
+        preparer = DrivePreparer(
+            catalog=catalog,
+            store=store,
+            secrets=secrets,
+            cipher=vault,
+            gateways=gateways,
+            discord_plugin_dir=str(expected_installation(locations).discord_dir),
+        )
+        attachments = Attachments(lambda ref: desk.handler_for(ref))
+        stack.push_async_callback(attachments.close)
+        bring_up = BringUp(
+            catalog=catalog,
+            runtimes=known_runtimes,
+            directories=directories,
+            preparer=preparer,
+            guests=guests,
+            reports=reports,
+            chronicle=chronicle,
+            attachments=attachments,
+            clock=clock,
+            environment=environment,
+        )
+        records = Records(catalog, clock)
+        rest = Rest(
+            catalog=catalog,
+            runtimes=known_runtimes,
+            guests=guests,
+            bring_up=bring_up,
+            records=records,
+            chronicle=chronicle,
+        )
+        lifecycle = Lifecycle(
+            catalog=catalog,
+            runtimes=known_runtimes,
+            directories=directories,
+            preparer=preparer,
+            reports=reports,
+            quotas=quotas,
+            chronicle=chronicle,
+            attachments=attachments,
+            bring_up=bring_up,
+            rest=rest,
+            records=records,
+            clock=clock,
+        )
+        wakes = Wakes(
+            catalog=catalog,
+            lifecycle=lifecycle,
+            quotas=quotas,
+            observer=observer,
+            chronicle=chronicle,
+            clock=clock,
+        )
+        refreshes = Refreshes(catalog, lifecycle, gateways, chronicle)
+        removals = Removals(store, clock)
+        users = Users(
+            catalog=catalog,
+            gateways=gateways,
+            operations=lifecycle,
+            refreshes=refreshes,
+            removals=removals,
+            secrets=secrets,
+            chronicle=chronicle,
+            clock=clock,
+        )
+        pairing = Pairing(store, gateways, users, chronicle, clock)
+        desk = WakeDesk(
+            catalog=catalog,
+            wakes=wakes,
+            gateways=gateways,
+            pairing=pairing,
+            reports=reports,
+            chronicle=chronicle,
+            clock=clock,
+        )
+        tenants = Tenants(
+            catalog=catalog,
+            store=store,
+            operations=lifecycle,
+            gateways=gateways,
+            users=users,
+            pairing=pairing,
+            secrets=secrets,
+            refreshes=refreshes,
+            removals=removals,
+            chronicle=chronicle,
+            clock=clock,
+            host_networks=host_networks,
+        )
+        pools = Pools(
+            catalog=catalog,
+            operations=lifecycle,
+            quotas=quotas,
+            refreshes=refreshes,
+            removals=removals,
+            chronicle=chronicle,
+            clock=clock,
+        )
+        deployments = Deployments(
+            catalog=catalog,
+            tenants=tenants,
+            pools=pools,
+            users=users,
+            secrets=secrets,
+            gateways=gateways,
+            operations=lifecycle,
+            reports=reports,
+            chronicle=chronicle,
+            clock=clock,
+        )
+        recovery = Recovery(
+            catalog=catalog,
+            runtimes=known_runtimes,
+            lifecycle=lifecycle,
+            bring_up=bring_up,
+            rest=rest,
+            records=records,
+            guests=guests,
+            attachments=attachments,
+            chronicle=chronicle,
+            clock=clock,
+        )
+        policy = PolicyLoop(
+            catalog=catalog,
+            lifecycle=lifecycle,
+            wakes=wakes,
+            observer=observer,
+            quotas=quotas,
+            reports=reports,
+            guests=guests,
+            runtimes=known_runtimes,
+            chronicle=chronicle,
+            attachments=attachments,
+            clock=clock,
+        )
+        preparer.on_gateway_moved = refreshes.gateway_moved
+        yield Host(
+            locations=locations,
+            clock=clock,
+            catalog=catalog,
+            runtimes=known_runtimes,
+            directories=directories,
+            reports=reports,
+            guests=guests,
+            observer=observer,
+            quotas=quotas,
+            chronicle=chronicle,
+            gateways=gateways,
+            secrets=secrets,
+            preparer=preparer,
+            lifecycle=lifecycle,
+            wakes=wakes,
+            recovery=recovery,
+            policy=policy,
+            refreshes=refreshes,
+            removals=removals,
+            users=users,
+            pairing=pairing,
+            tenants=tenants,
+            pools=pools,
+            deployments=deployments,
+            attachments=attachments,
+            shutdown=asyncio.Event(),
+        )
+
+
+async def serve(locations: Locations) -> None:
+    """Run the agent until SIGTERM, SIGINT or a `Shutdown` request. Instances live on when it ends.
+
+    Requests are taken as soon as every instance that an earlier agent left in the middle of something is locked; one
+    about such an instance waits until it is recovered.
+    """
+    await asyncio.to_thread(prepare_directories, locations)
+    style = LogStyle.CONSOLE if sys.stderr.isatty() else LogStyle.JSON
+    configure(style, level=logging.getLevelNamesMapping()[locations.log_level.upper()])
+    programs = await asyncio.to_thread(host_programs, locations)
+    runtimes: dict[str, Runtime] = {"process": ProcessRuntime(programs)}
+    with only_agent(locations.socket):
+        async with open_host(locations, runtimes, environment={}) as host:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, host.shutdown.set)
+            await _run(host, ApiServer(REQUESTS, host))
+
+
+async def _run(host: Host, api: ApiServer[Host]) -> None:
+    holding = asyncio.Event()
+    work = [
+        asyncio.create_task(_recover(host, holding), name="recovery"),
+        asyncio.create_task(host.policy.run(), name="policy"),
+    ]
+    stopping = asyncio.create_task(host.shutdown.wait(), name="shutdown")
+    try:
+        await holding.wait()
+        await api.start(host.locations.socket)
+        log.info("agent serves", socket=str(host.locations.socket), instances=len(host.catalog.instances))
+        await asyncio.wait([stopping, work[1]], return_when=asyncio.FIRST_COMPLETED)
+        if work[1].done():
+            work[1].result()
+    finally:
+        await api.close()
+        for task in (stopping, *work):
+            task.cancel()
+        await asyncio.gather(stopping, *work, return_exceptions=True)
+        log.info("agent ends; instances run on")
+
+
+async def _recover(host: Host, holding: asyncio.Event) -> None:
+    """Instances first, then what was being removed, then whoever runs hears of changes that were cut short."""
+    try:
+        await host.recovery.run(holding=holding)
+        await host.users.resume_removals()
+        await host.pools.resume_removals()
+        await host.tenants.resume_removals()
+        await host.refreshes.tell_all(actor="recovery")
+    except Exception:
+        log.exception("recovery failed")
+    finally:
+        holding.set()

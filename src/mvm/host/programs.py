@@ -1,0 +1,45 @@
+"""The programs on this host that instances run: Node, OpenClaw, Python, the guest's zipapp, mvm's plugin."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import mvm.openclaw
+from mvm.host.locations import Locations
+from mvm.image.guest_zipapp import build_zipapp
+from mvm.openclaw.install import Installation, committed_lock
+from mvm.openclaw.programs import find_programs
+from mvm.runtime.process import HostPrograms
+
+DIGEST_LENGTH = 12
+
+
+def expected_installation(locations: Locations) -> Installation:
+    """Where the pinned OpenClaw is, or will be once it is installed."""
+    lock = committed_lock()
+    return Installation(version=lock.version, root=locations.programs_dir / "openclaw" / lock.name)
+
+
+def host_programs(locations: Locations) -> HostPrograms:
+    """Find and make what instances run. Raises `Unavailable` when there is no Node; OpenClaw may be installed later."""
+    return HostPrograms(
+        node=find_programs(os.environ.get("MVM_NODE")).node,
+        openclaw_dir=Path(os.environ.get("MVM_OPENCLAW_DIR") or expected_installation(locations).openclaw_dir),
+        python=Path(sys.executable).resolve(),
+        zipapp=_zipapp(locations.state_dir / "guest"),
+        plugin_dir=Path(mvm.openclaw.__path__[0]) / "plugin",
+    )
+
+
+def _zipapp(directory: Path) -> Path:
+    """The guest's zipapp under its digest: an upgrade never changes the file that a running instance imports from."""
+    draft = directory / "guest.pyz"
+    digest = build_zipapp(draft).removeprefix("sha256:")
+    final = directory / f"guest-{digest[:DIGEST_LENGTH]}.pyz"
+    if final.exists():
+        draft.unlink()
+    else:
+        draft.replace(final)
+    return final
