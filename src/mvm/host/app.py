@@ -27,6 +27,7 @@ from mvm.host.events import EventLog
 from mvm.host.gateways import Gateways
 from mvm.host.guests import Guests
 from mvm.host.host_networks import host_networks
+from mvm.host.inspection import Inspection
 from mvm.host.lifecycle import Lifecycle
 from mvm.host.locations import Locations
 from mvm.host.machines import InstanceDirectories
@@ -88,6 +89,7 @@ class Host:
     tenants: Tenants
     pools: Pools
     deployments: Deployments
+    inspection: Inspection
     attachments: Attachments
     shutdown: asyncio.Event
 
@@ -278,6 +280,7 @@ async def open_host(
             tenants=tenants,
             pools=pools,
             deployments=deployments,
+            inspection=Inspection(catalog, lifecycle, known_runtimes, guests, chronicle),
             attachments=attachments,
             shutdown=asyncio.Event(),
         )

@@ -139,6 +139,13 @@ class Users:
                     return await self._catalog.save_instance(instance.model_copy(update={"user": user.user_id}))
         return None
 
+    async def unbind(self, tenant_id: TenantId, user_id: UserId, *, actor: str) -> None:
+        """A user's instance was destroyed: they stay known, but have no worker until one is made for them."""
+        user = self._catalog.users.get((tenant_id, user_id))
+        if user is not None and user.instance_id not in self._catalog.instances:
+            await self._catalog.save_user(user.model_copy(update={"instance_id": None}))
+            await self.refresh_gateway(tenant_id, actor=actor)
+
     async def set_peers(
         self,
         tenant_id: TenantId,

@@ -1,0 +1,137 @@
+"""Requests about this host, its events, and whole deployments."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import socket
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Annotated
+
+import psutil
+from pydantic import Field
+
+from mvm.host.api import Call, Json, Params, Request
+from mvm.host.api_tenants import Nothing, OfTenant, dumped
+from mvm.host.events import Event
+from mvm.model.base import TenantIdField
+from mvm.model.deployment import Deployment
+from mvm.model.errors import MvmError
+
+if TYPE_CHECKING:
+    from mvm.host.app import Host
+
+DISTRIBUTION = "mvm-fleet"
+DEFAULT_EVENTS = 100
+
+
+class Events(Params):
+    tenant_id: TenantIdField | None = None
+    since: Annotated[int, Field(ge=0)] | None = None
+    limit: Annotated[int, Field(ge=0, le=10_000)] = DEFAULT_EVENTS
+    follow: bool = False
+
+
+class ApplyDeployment(Params):
+    deployment: Deployment
+    secrets: dict[str, str] = Field(default_factory=dict)
+    dry_run: bool = False
+
+
+async def node_info(host: Host, params: Nothing, call: Call) -> Json:
+    """Also how clients find out whether an agent answers, so it must not wait for anything slow."""
+    try:
+        choice = await host.runtimes.choose()
+        runtime, reason = choice.runtime.name, choice.reason
+        isolated = choice.runtime.capabilities.isolated
+    except MvmError as error:
+        runtime, reason, isolated = "none", error.message, False
+    locations = host.locations
+    return {
+        "hostname": socket.gethostname(),
+        "version": _version(),
+        "agent_pid": os.getpid(),
+        "runtime": runtime,
+        "runtime_reason": reason,
+        "isolated": isolated,
+        "production": locations.production,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "state_dir": str(locations.state_dir),
+        "run_dir": str(locations.run_dir),
+        "secrets_in_memory": locations.secrets_in_memory,
+        "tenants": len(host.catalog.tenants),
+        "instances": len(host.catalog.instances),
+    }
+
+
+def _version() -> str:
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+async def node_stats(host: Host, params: Nothing, call: Call) -> Json:
+    agent = psutil.Process()
+    memory = psutil.virtual_memory()
+    disk = psutil.disk_usage(str(host.locations.state_dir))
+    states = Counter(instance.state.value for instance in host.catalog.instances.values())
+    return {
+        "agent_memory_bytes": agent.memory_info().rss,
+        "agent_cpu_seconds": round(sum(agent.cpu_times()[:2]), 2),
+        "host_memory_available_bytes": memory.available,
+        "host_memory_total_bytes": memory.total,
+        "state_disk_free_bytes": disk.free,
+        "load": round(os.getloadavg()[0], 2),
+        "users": len(host.catalog.users),
+        "pools": len(host.catalog.pools),
+        "instances": dict(sorted(states.items())),
+    }
+
+
+async def events(host: Host, params: Events, call: Call) -> Json:
+    """The newest events after `since`, then with `follow` each new one."""
+    log = host.chronicle.events
+    past = log.recent(params.limit, since=params.since or 0, tenant_id=params.tenant_id)
+    for event in past:
+        await call.send("Event", _dumped(event))
+    if params.follow:
+        reached = past[-1].number if past else log.last_number
+        async with contextlib.aclosing(log.subscribe(reached, tenant_id=params.tenant_id)) as stream:
+            async for event in stream:
+                await call.send("Event", _dumped(event))
+    return {"last_number": log.last_number}
+
+
+def _dumped(event: Event) -> Json:
+    return event.model_dump(mode="json", exclude_none=True)
+
+
+async def apply_deployment(host: Host, params: ApplyDeployment, call: Call) -> Json:
+    outcome = await host.deployments.apply(
+        params.deployment, params.secrets, dry_run=params.dry_run, actor=call.actor, progress=call.progress
+    )
+    return {"tenant_id": params.deployment.name, **outcome.to_json()}
+
+
+async def deployment_ready(host: Host, params: OfTenant, call: Call) -> Json:
+    instances = await host.deployments.wait_until_ready(params.tenant_id, progress=call.progress)
+    return {"tenant_id": params.tenant_id, "instances": dumped(instances)}
+
+
+async def shutdown(host: Host, params: Nothing, call: Call) -> Json:
+    """End the agent; instances live on."""
+    host.shutdown.set()
+    return {}
+
+
+REQUESTS: dict[str, Request[Host]] = {
+    "NodeInfo": Request(Nothing, node_info),
+    "NodeStats": Request(Nothing, node_stats),
+    "Events": Request(Events, events, only_waits=True),
+    "ApplyDeployment": Request(ApplyDeployment, apply_deployment),
+    "DeploymentReady": Request(OfTenant, deployment_ready, only_waits=True),
+    "Shutdown": Request(Nothing, shutdown),
+}

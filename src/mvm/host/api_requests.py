@@ -1,0 +1,18 @@
+"""Every request that the agent answers (CONTRACT 15)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mvm.host import api_instances, api_node, api_people, api_tenants
+from mvm.host.api import Request
+
+if TYPE_CHECKING:
+    from mvm.host.app import Host
+
+REQUESTS: dict[str, Request[Host]] = {
+    **api_node.REQUESTS,
+    **api_tenants.REQUESTS,
+    **api_instances.REQUESTS,
+    **api_people.REQUESTS,
+}

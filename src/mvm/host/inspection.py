@@ -1,0 +1,139 @@
+"""Looking into an instance: logs, use of resources, a command. All of it is bounded and free of known secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mvm.host.catalog import Catalog
+from mvm.host.chronicle import Chronicle
+from mvm.host.guests import Guests
+from mvm.host.lifecycle import Lifecycle
+from mvm.host.runtimes import Runtimes
+from mvm.model.entities import Instance
+from mvm.model.errors import Conflict, InvalidInput, MvmError, NotFound, Refused
+from mvm.model.ids import InstanceRef
+from mvm.model.states import State
+from mvm.telemetry.redaction import redact
+from mvm.wire import messages
+
+MAX_LINES = 5000
+MAX_LOG_BYTES = 128 * 1024
+"""Of each service's log that is read; an answer fits one frame of the API with room to spare."""
+EXEC_MARGIN_SECONDS = 10.0
+_SERVICE = re.compile(r"[a-z][a-z0-9-]{0,30}")
+
+
+class Inspection:
+    """Reads what instances say; changes nothing."""
+
+    def __init__(
+        self, catalog: Catalog, lifecycle: Lifecycle, runtimes: Runtimes, guests: Guests, chronicle: Chronicle
+    ) -> None:
+        self._catalog = catalog
+        self._lifecycle = lifecycle
+        self._runtimes = runtimes
+        self._guests = guests
+        self._chronicle = chronicle
+
+    async def logs(self, ref: InstanceRef, *, service: str | None, lines: int) -> dict[str, str]:
+        """The newest lines of each service's log: from the guest, or from its data when it does not run or answer."""
+        if service is not None and not _SERVICE.fullmatch(service):
+            raise InvalidInput(f"service {service[:80]!r} is not a name", hint="such as agent, router or openclaw")
+        instance, lines = self._catalog.instance(ref), max(1, min(lines, MAX_LINES))
+        if instance.state is State.RUNNING:
+            try:
+                return await self._logs_of_guest(instance, service, lines)
+            except MvmError:
+                pass  # it does not answer: what it has written is all the more of interest
+        directory = self._lifecycle.machine(instance).data / "log"
+        found = await asyncio.to_thread(read_logs, directory, service, lines)
+        if not found:
+            which = f"service {service!r} of {ref}" if service else str(ref)
+            raise NotFound(f"there is no log of {which} to be read", hint="it may not have run yet")
+        return found
+
+    async def _logs_of_guest(self, instance: Instance, service: str | None, lines: int) -> dict[str, str]:
+        answer = await self._guests.call(
+            self._runtimes.of(instance),
+            self._lifecycle.machine(instance),
+            messages.Logs(service=service, lines=lines),
+        )
+        return {log.service: redact(log.text) for log in answer.logs}
+
+    async def stats(self, ref: InstanceRef) -> dict[str, Any]:
+        """What an instance uses, by its own word when it runs."""
+        instance = self._catalog.instance(ref)
+        if instance.state is not State.RUNNING:
+            return {"instance": str(ref), "state": instance.state.value}
+        answer = await self._guests.call(
+            self._runtimes.of(instance), self._lifecycle.machine(instance), messages.Stats()
+        )
+        figures: dict[str, Any] = {
+            "instance": str(ref),
+            "state": instance.state.value,
+            "uptime_seconds": round(answer.uptime_seconds, 1),
+            "cpu_seconds": round(answer.cpu_seconds, 2),
+            "memory_used_bytes": answer.memory_used_bytes,
+            "memory_total_bytes": answer.memory_total_bytes,
+            "disk_used_bytes": answer.disk_used_bytes,
+            "disk_total_bytes": answer.disk_total_bytes,
+        }
+        for one in answer.services:
+            figures[f"{one.service}_state"] = one.state
+            figures[f"{one.service}_memory_bytes"] = one.memory_bytes
+            figures[f"{one.service}_restarts"] = one.restarts
+        return figures
+
+    async def execute(
+        self, ref: InstanceRef, argv: tuple[str, ...], *, timeout_seconds: int, actor: str
+    ) -> dict[str, Any]:
+        """Run a program in a running instance whose pool allows it."""
+        instance = self._catalog.instance(ref)
+        pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
+        if not pool.allow_exec:
+            raise Refused(
+                f"pool '{pool.tenant_id}/{pool.pool_id}' does not allow programs to be run in its instances",
+                hint="allow_exec = true in its manifest allows it",
+            )
+        if instance.state is not State.RUNNING:
+            raise Conflict(f"{ref} is {instance.state}", hint=f"`mvm instance start {ref}` starts it")
+        # The arguments are not told: a person may have put a secret there.
+        self._chronicle.event(instance, "InstanceExec", actor=actor, detail=Path(argv[0]).name)
+        answer = await self._guests.call(
+            self._runtimes.of(instance),
+            self._lifecycle.machine(instance),
+            messages.Exec(argv=argv, timeout_secs=timeout_seconds),
+            timeout=timeout_seconds + EXEC_MARGIN_SECONDS,
+        )
+        return {
+            "status": answer.status,
+            "stdout": base64.b64encode(answer.stdout).decode(),
+            "stderr": base64.b64encode(answer.stderr).decode(),
+            "truncated": answer.truncated,
+        }
+
+
+def read_logs(directory: Path, service: str | None, lines: int) -> dict[str, str]:
+    """The newest lines of the logs in a directory that a guest writes to: its symbolic links are not followed."""
+    found = {}
+    for path in sorted(directory.glob("*.log")) if directory.is_dir() and not directory.is_symlink() else []:
+        if service in (None, path.stem) and _SERVICE.fullmatch(path.stem):
+            text = _tail(path)
+            if text is not None:
+                found[path.stem] = redact("\n".join(text.splitlines()[-lines:]))
+    return found
+
+
+def _tail(path: Path) -> str | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with open(descriptor, "rb") as file:
+        file.seek(max(0, os.fstat(descriptor).st_size - MAX_LOG_BYTES))
+        return file.read(MAX_LOG_BYTES).decode(errors="replace")
