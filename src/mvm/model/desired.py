@@ -283,7 +283,7 @@ def _routes(
 ) -> _Found:
     """Routes that repeat one another, and those that lead to a pool that the same tenant does not have."""
     where = (*at, "routing_table")
-    known = {other.get("pool_id") for _, other in pools}
+    known = [other.get("pool_id") for _, other in pools]
     routes = []
     for index, (_, entry) in enumerate(_tables(pool, ("routing_table", "routes"), at)):
         if (route := _parsed(Route, entry)) is None:

@@ -143,7 +143,7 @@ class _Source:
             return tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             message = str(error)
-            line = int(match[1]) if (match := _AT_LINE.search(message)) else text.count("\n") + 1
+            line = int(match[1]) if (match := _AT_LINE.search(message)) else text.rstrip().count("\n") + 1
             raise InvalidInput(
                 f"{self._path}:{line}: is not valid TOML: {_AT_LINE.sub('', message)}",
                 hint='a value is a "string", a number, true, false, a [list] or a { table = "..." }',
