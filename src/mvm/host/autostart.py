@@ -61,22 +61,24 @@ async def ensure_agent(
 
 
 def prepare_directories(locations: Locations) -> None:
-    """Make the agent's directories. Refuses a run directory that belongs to someone else or that others may write."""
-    try:
-        locations.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The system's socket is reached by a group, so its run directory may be passed through.
-        locations.run_dir.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
-        status = locations.run_dir.lstat()
-    except OSError as error:
-        raise MvmError(
-            f"directory '{error.filename}' could not be made: {error.strerror}",
-            hint="set MVM_STATE_DIR and MVM_RUN_DIR to directories of your own",
-        ) from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise Refused(
-            f"the run directory '{locations.run_dir}' is not safe: it must be a directory that only you can write to",
-            hint=f"remove it, or set MVM_RUN_DIR; `ls -ld {locations.run_dir}` shows whose it is",
-        )
+    """Make the agent's directories. Refuses one that belongs to someone else or that others may write to."""
+    # The system's socket is reached by a group, so its run directory may be passed through; what is in it is 0700.
+    run_mode = 0o755 if os.geteuid() == 0 else 0o700
+    modes = {locations.state_dir: 0o700, locations.run_dir: run_mode, locations.secrets_dir: 0o700}
+    for directory, mode in modes.items():
+        try:
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+            status = directory.lstat()
+        except OSError as error:
+            raise MvmError(
+                f"directory '{error.filename}' could not be made: {error.strerror}",
+                hint="set MVM_STATE_DIR and MVM_RUN_DIR to directories of your own",
+            ) from error
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise Refused(
+                f"directory '{directory}' is not safe: it must be a directory that only you can write to",
+                hint=f"remove it, or choose another one; `ls -ld {directory}` shows whose it is",
+            )
 
 
 async def _the_systems(socket: Path) -> AgentClient:
