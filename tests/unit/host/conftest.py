@@ -1,0 +1,13 @@
+"""Fixtures of the host's tests."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.unit.host.services import Services, opened
+
+
+@pytest.fixture
+async def services(tmp_path: Path) -> AsyncIterator[Services]:
+    async with opened(tmp_path / "state") as found:
+        yield found
