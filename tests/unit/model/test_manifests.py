@@ -14,6 +14,7 @@ from mvm.model.deployment import Deployment, advice
 from mvm.model.entities import OPENCLAW_POLICY, DesiredCounts, PoolSpec, RuntimePolicy, UserSpec
 from mvm.model.errors import InvalidInput
 from mvm.model.manifest import load_deploy_toml, new_deployment, parse_deploy_toml, parse_deployment_toml
+from mvm.model.manifest_tables import PoolSettings
 from mvm.model.roles import Role
 from mvm.model.template import Template
 from mvm.model.validation import ValidationProblems, parse
@@ -392,3 +393,19 @@ def test_advice_says_what_is_probably_forgotten(load_deploy) -> None:
     assert any("telegram_token" in line for line in bare)
     assert any("model provider" in line for line in bare)
     assert advice(load_deploy(CONTRACT_DEPLOY)) == []
+
+
+DOCS = Path(__file__).parents[3] / "docs" / "manifests.md"
+
+
+def test_the_examples_in_the_docs_are_valid(template: Template) -> None:
+    examples = re.findall(r"```toml\n# (\S+)\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert [name for name, _ in examples] == ["deploy.toml", "deployment.toml"]
+    (_, deploy), (_, deployment) = examples
+    assert parse_deploy_toml(deploy, "alice", template=template, path=Path("deploy.toml")).users
+    assert parse_deployment_toml(deployment, path=Path("deployment.toml")).quotas.max_running == 4
+
+
+def test_the_docs_name_every_key_of_a_pool() -> None:
+    text = DOCS.read_text()
+    assert [key for key in PoolSettings.model_fields if f"`{key}`" not in text] == []
