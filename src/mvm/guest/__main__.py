@@ -26,6 +26,10 @@ def main(arguments: Sequence[str]) -> int:
             from mvm.guest import supervisor
 
             return supervisor.clear(os.environ)
+        case ["router"]:
+            from mvm.guest import router_service
+
+            return router_service.main(os.environ)
     print(USAGE, file=sys.stderr)
     return 2
 

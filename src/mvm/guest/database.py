@@ -45,8 +45,8 @@ class Database:
         self._aside: list[str] = []
 
     async def open(self) -> None:
-        """Open or create the file. Raises `StorageError`."""
-        await self._on_thread(self._open)
+        """Open or create the file; nothing happens when it is open. Raises `StorageError`."""
+        await self._on_thread(self._open_once)
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do `work` in one transaction; it is on disk when this returns. Raises `StorageError`; nothing happened then.
@@ -69,8 +69,7 @@ class Database:
                 self._on_set_aside(self._aside.pop(0))
 
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._connection is None:
-            self._open()
+        self._open_once()
         try:
             return self._transaction(work)
         except sqlite3.DatabaseError as error:
@@ -92,6 +91,10 @@ class Database:
                 connection.execute("ROLLBACK")
             raise
         return result
+
+    def _open_once(self) -> None:
+        if self._connection is None:
+            self._open()
 
     def _open(self) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
