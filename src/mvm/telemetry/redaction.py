@@ -18,7 +18,7 @@ MIN_LENGTH = 6
 """Shorter values are not registered: taking them out would make text unreadable and hide nothing."""
 
 _KNOWN_KINDS = re.compile(
-    r"\b[0-9]{6,12}:[A-Za-z0-9_-]{30,}"  # Telegram bot tokens, also inside the paths of its API
+    r"(?<![0-9])[0-9]{6,12}:[A-Za-z0-9_-]{30,}"  # Telegram bot tokens, also inside the paths of its API
     r"|\bsk-[A-Za-z0-9_-]{16,}"  # Anthropic and OpenAI keys
     r"|\b[A-Za-z0-9_-]{23,28}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,}"  # Discord bot tokens
     r"|(?<=\bBearer )[A-Za-z0-9._~+/=-]{8,}"
@@ -32,9 +32,11 @@ class Redactor:
         self._lock = threading.Lock()
         self._by_owner: dict[str, frozenset[str]] = {}
         self._owners: Counter[str] = Counter()
-        # Values by their first MIN_LENGTH characters, longest first. Readers take no lock: entries are tuples, replaced
-        # as a whole.
-        self._by_start: dict[str, tuple[str, ...]] = {}
+        # Lengths of the values that begin with these MIN_LENGTH characters, longest first, and how many values have
+        # each: a thousand keys of one provider begin alike and cost one look-up. Readers take no lock: entries are
+        # tuples, replaced as a whole.
+        self._lengths: dict[str, tuple[int, ...]] = {}
+        self._of_length: Counter[tuple[str, int]] = Counter()
 
     def register(self, owner: str, values: Iterable[str]) -> None:
         """From now on these values are taken out of text; replaces what the same owner had registered."""
@@ -57,37 +59,40 @@ class Redactor:
     def _add(self, value: str) -> None:
         self._owners[value] += 1
         if self._owners[value] == 1:
-            others = self._by_start.get(value[:MIN_LENGTH], ())
-            self._by_start[value[:MIN_LENGTH]] = tuple(sorted((*others, value), key=len, reverse=True))
+            start, length = value[:MIN_LENGTH], len(value)
+            self._of_length[start, length] += 1
+            self._lengths[start] = tuple(sorted({*self._lengths.get(start, ()), length}, reverse=True))
 
     def _remove(self, value: str) -> None:
         self._owners[value] -= 1
-        if not self._owners[value]:
-            del self._owners[value]
-            others = tuple(other for other in self._by_start[value[:MIN_LENGTH]] if other != value)
-            if others:
-                self._by_start[value[:MIN_LENGTH]] = others
-            else:
-                del self._by_start[value[:MIN_LENGTH]]
+        if self._owners[value]:
+            return
+        del self._owners[value]
+        start, length = value[:MIN_LENGTH], len(value)
+        self._of_length[start, length] -= 1
+        if not self._of_length[start, length]:
+            del self._of_length[start, length]
+            self._lengths[start] = tuple(other for other in self._lengths[start] if other != length)
+            if not self._lengths[start]:
+                del self._lengths[start]
 
     def redact(self, text: str) -> str:
         """The text without secrets; its time depends on its length, not on how many secrets there are."""
-        if self._by_start:
+        if self._lengths:
             text = self._redact_registered(text)
         return _KNOWN_KINDS.sub(REDACTED, text)
 
     def _redact_registered(self, text: str) -> str:
-        by_start = self._by_start
         parts: list[str] = []
         kept = at = 0
         while at <= len(text) - MIN_LENGTH:
-            values = by_start.get(text[at : at + MIN_LENGTH], ())
-            value = next((value for value in values if text.startswith(value, at)), None)
-            if value is None:
+            lengths = self._lengths.get(text[at : at + MIN_LENGTH], ())
+            length = next((length for length in lengths if text[at : at + length] in self._owners), 0)
+            if not length:
                 at += 1
                 continue
             parts += (text[kept:at], REDACTED)
-            kept = at = at + len(value)
+            kept = at = at + length
         return "".join(parts) + text[kept:] if parts else text
 
 
