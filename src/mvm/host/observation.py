@@ -17,7 +17,8 @@ class Observer:
         self._reports = reports
         self._clock = clock
         self._wanted_at: dict[InstanceId, float] = {}
-        self._seen: dict[InstanceId, tuple[State, float | None]] = {}
+        self._seen: dict[InstanceId, tuple[State, float, bool]] = {}
+        """State, when it was first seen in it, and whether it was seen to enter it."""
 
     def wanted(self, instance: InstanceId) -> None:
         """Somebody asked for it to be awake."""
@@ -29,19 +30,32 @@ class Observer:
         self._seen.pop(instance, None)
 
     def observe(self, instance: Instance) -> Observation:
-        """What is known of it now. The time in its state is known only when a change of state was seen."""
+        """What is known of it now."""
         now = self._clock.monotonic()
-        state, since = self._seen.get(instance.instance_id, (instance.state, None))
-        if state is not instance.state:
-            since = now
-        self._seen[instance.instance_id] = (instance.state, since)
         report = self._reports.latest(instance.instance_id)
         wanted_at = self._wanted_at.get(instance.instance_id)
         return Observation(
             status=report.activity.value,
             in_flight=report.in_flight,
             idle_for_seconds=None if report.idle_since is None else now - report.idle_since,
-            in_state_for_seconds=None if since is None else now - since,
+            in_state_for_seconds=self._in_state_for(instance, now),
             wanted_seconds_ago=None if wanted_at is None else now - wanted_at,
             next_alarm_at=report.next_alarm_at or instance.next_alarm_at,
         )
+
+    def _in_state_for(self, instance: Instance, now: float) -> float | None:
+        """Seconds in its present state: measured when it was seen to enter it.
+
+        Otherwise (the agent was restarted) by its record and the wall clock, but never less than it has been seen in
+        it: a wall clock that went backwards must not hold it back for as long as it went.
+        """
+        before = self._seen.get(instance.instance_id)
+        if before is None:
+            self._seen[instance.instance_id] = (instance.state, now, False)
+        elif before[0] is not instance.state:
+            self._seen[instance.instance_id] = (instance.state, now, True)
+        _, since, entered = self._seen[instance.instance_id]
+        recorded = instance.entered_warm_at if instance.state is State.WARM else instance.entered_running_at
+        if entered:
+            return now - since
+        return None if recorded is None else max(now - since, (self._clock.now() - recorded).total_seconds())

@@ -76,6 +76,13 @@ class QuotaKeeper:
             who=str(instance.ref),
         )
 
+    def places_are_short(self, instance: Instance) -> bool:
+        """True when this instance could run were it not for `max_running`: then a warm one gives no room."""
+        pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
+        request = quota.Request(vcpus=pool.vcpus, mem_mib=pool.mem_mib)
+        use = self.use(instance.tenant_id, without=instance)
+        return not quota.exceeded(self._catalog.tenant(instance.tenant_id).quotas, use, request, who="")
+
     def check_warm(self, instance: Instance) -> None:
         """May this instance be kept warm?"""
         tenant = self._catalog.tenant(instance.tenant_id)

@@ -101,8 +101,8 @@ class Wakes:
             for other in self._catalog.instances_of(instance.tenant_id)
             if other.instance_id != instance.instance_id and not self.is_wanted(other.instance_id)
         ]
-        up = frozenset({State.RUNNING, State.WARM})
-        for candidate in policy.choose_eviction(candidates, now=self._clock.now(), states=up):
+        up = {State.RUNNING} if self._quotas.places_are_short(instance) else {State.RUNNING, State.WARM}
+        for candidate in policy.choose_eviction(candidates, now=self._clock.now(), states=frozenset(up)):
             reason = f"{actor} (room for {instance.instance_id})"
             try:
                 await self._lifecycle.sleep(candidate.instance.ref, actor=reason, by_policy=True)
