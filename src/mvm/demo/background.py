@@ -87,13 +87,14 @@ async def stop(state_file: Path) -> bool:
         os.kill(pid, signal.SIGTERM)
     try:
         async with asyncio.timeout(STOP_LIMIT):
-            while await asyncio.to_thread(running_pid, state_file) == pid:
+            while True:
+                if await asyncio.to_thread(running_pid, state_file) != pid:
+                    return True
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError:
         raise TimedOut(
             f"the stand-ins (process {pid}) did not end within {STOP_LIMIT:g} s", hint=f"end it with `kill -9 {pid}`"
         ) from None
-    return True
 
 
 async def _answering(state_file: Path) -> StandInState | None:
