@@ -137,7 +137,7 @@ def stats(instance: options.Instance, output: Output = Format.TABLE, as_json: As
     emit(answer, lambda: stats_table(answer), output, as_json)
 
 
-@app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@app.command("exec")
 def exec_(
     instance: options.Instance,
     command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="Program and its arguments.")],
@@ -145,7 +145,10 @@ def exec_(
     output: Output = Format.TABLE,
     as_json: AsJson = False,
 ) -> None:
-    """Run a program in an instance, where its pool allows it. The exit status is the program's."""
+    """Run a program in an instance, where its pool allows it: `mvm instance exec ADDRESS -- ls -l`.
+
+    The exit status is the program's.
+    """
     import base64
 
     params = {"address": str(options.instance(instance)), "argv": command, "timeout_secs": timeout}

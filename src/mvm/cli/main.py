@@ -85,6 +85,14 @@ class LazyGroup(typer.core.TyperGroup):
         return command
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"mvm {version('mvm-fleet')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=LazyGroup, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True
 )
@@ -96,15 +104,12 @@ def root(
     run_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Where the agent's socket is (MVM_RUN_DIR).")
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     from mvm.cli import session
 
-    if version:
-        from importlib.metadata import version as version_of
-
-        print(f"mvm {version_of('mvm-fleet')}")
-        raise typer.Exit
     session.begin(state_dir=state_dir, run_dir=run_dir)
 
 

@@ -1,0 +1,293 @@
+"""Every command: what it asks of the agent, what it shows to people and to programs."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.unit.cli import samples
+from tests.unit.cli.conftest import ScriptedAgent, Type
+
+from mvm.cli import session
+
+WORKER = samples.WORKER
+
+
+def answers() -> dict[str, Any]:
+    """A plausible answer to every request."""
+    tenant, pool, instance, user = samples.tenant(), samples.pool(), samples.instance(), samples.user()
+    return {
+        "TenantCreate": {"tenant": tenant},
+        "TenantList": {"tenants": [tenant]},
+        "TenantInfo": {"tenant": tenant, "pools": [pool], "users": [user]},
+        "TenantUpdate": {"tenant": tenant},
+        "TenantDestroy": {},
+        "SecretsSet": {},
+        "SecretsRotate": {},
+        "SecretsList": {"secrets": ["anthropic/ANTHROPIC_API_KEY"]},
+        "PoolCreate": {"pool": pool},
+        "PoolList": {"pools": [pool]},
+        "PoolInfo": {"pool": pool, "instances": [instance]},
+        "PoolScale": {"pool": pool},
+        "PoolDestroy": {},
+        "InstanceCreate": {"instance": instance},
+        "InstanceList": {"instances": [instance]},
+        "InstanceInfo": {"instance": instance},
+        "InstanceStart": {"instance": instance},
+        "InstanceStop": {"instance": instance},
+        "InstanceWarm": {"instance": instance},
+        "InstanceSleep": {"instance": instance},
+        "InstanceDestroy": {},
+        "WakeInstance": {"state": "running"},
+        "InstanceLogs": {"logs": {"agent": ["one", "two"], "openclaw": ["three"]}},
+        "InstanceStats": {"memory_bytes": 3 * 2**20, "pids": 4},
+        "UserAdd": {"user": user},
+        "UserList": {"users": [user]},
+        "UserRemove": {},
+        "UserPair": {"user": user},
+        "NodeInfo": {"node_id": "here", "runtimes": {"process": "usable"}},
+        "NodeStats": {"memory_bytes": 2**30, "instances": {"running": 1, "sleeping": 2}},
+        "Connect": {"tenant_id": "alice", "bot": "@alice_bot"},
+    }
+
+
+@pytest.fixture
+def ready(agent: ScriptedAgent) -> ScriptedAgent:
+    agent.answers.update(answers())
+    return agent
+
+
+WAKE = {"tenant_id": "alice", "pool_id": "workers", "instance_id": "i-0a1b2c3d"}
+POOL = {"tenant_id": "alice", "pool_id": "workers"}
+T = {"tenant_id": "alice"}
+I = {"address": WORKER}  # noqa: E741 - an instance
+
+# command line, request, parameters, what a person reads
+COMMANDS: list[tuple[str, str, dict[str, Any], str]] = [
+    ("tenant create alice --quota max_warm=2", "TenantCreate", {**T, "quotas": {"max_warm": 2}}, "alice created"),
+    ("tenant create alice --net-id 7", "TenantCreate", {**T, "net_id": 7}, "alice created"),
+    ("tenant list", "TenantList", {}, "10.240.1.0/24"),
+    ("tenant info alice", "TenantInfo", T, "max_running"),
+    ("tenant update alice --quota max_warm=1", "TenantUpdate", {**T, "quotas": {"max_warm": 1}}, "alice updated"),
+    ("tenant update alice --accept bob", "TenantUpdate", {**T, "accepts": ["bob"]}, "alice updated"),
+    ("tenant update alice --accept-none", "TenantUpdate", {**T, "accepts": []}, "alice updated"),
+    ("tenant destroy alice --force", "TenantDestroy", T, "tenant alice destroyed"),
+    ("tenant secrets rotate alice --scope openclaw", "SecretsRotate", {**T, "scope": "openclaw"}, "rotated"),
+    ("tenant secrets list alice", "SecretsList", T, "ANTHROPIC_API_KEY"),
+    ("pool list alice", "PoolList", T, "capability-openclaw"),
+    ("pool info alice/workers", "PoolInfo", POOL, WORKER),
+    ("pool scale alice/workers --running 2", "PoolScale", {**POOL, "running": 2}, "scaled"),
+    ("pool destroy alice/workers --force", "PoolDestroy", POOL, "destroyed"),
+    ("instance create alice/workers --user alice", "InstanceCreate", {**POOL, "user": "alice"}, f"{WORKER} created"),
+    ("instance list alice/workers", "InstanceList", {**POOL, "limit": 500}, "10.240.1.4"),
+    (f"instance info {WORKER}", "InstanceInfo", I, "9000.4"),
+    (f"instance start {WORKER}", "InstanceStart", I, f"instance {WORKER} started"),
+    (f"instance stop {WORKER} --force", "InstanceStop", {**I, "force": True}, f"instance {WORKER} stopped"),
+    (f"instance warm {WORKER}", "InstanceWarm", I, f"instance {WORKER} is warm"),
+    (f"instance sleep {WORKER}", "InstanceSleep", I, f"instance {WORKER} sleeping"),
+    (f"instance wake {WORKER}", "WakeInstance", WAKE, f"instance {WORKER} is running"),
+    (f"instance destroy {WORKER} --force", "InstanceDestroy", I, f"instance {WORKER} destroyed"),
+    (f"instance logs {WORKER} -n 5", "InstanceLogs", {**I, "lines": 5}, "== openclaw ==\nthree"),
+    (f"instance stats {WORKER}", "InstanceStats", I, "3 MiB"),
+    (
+        "user add alice carol --telegram 333",
+        "UserAdd",
+        {**T, "user_id": "carol", "telegram": ["333"]},
+        "carol of alice",
+    ),
+    ("user list alice", "UserList", T, "telegram:111"),
+    ("user remove alice carol --force", "UserRemove", {**T, "user_id": "carol"}, "removed"),
+    ("user pair alice k7qf3m", "UserPair", {**T, "code": "K7QF3M"}, "is paired"),
+    ("node info", "NodeInfo", {}, "usable"),
+    ("node stats", "NodeStats", {}, "1.0 GiB"),
+    ("agent status", "NodeInfo", {}, "here"),
+    ("connect alice", "Connect", T, "@alice_bot"),
+]
+
+
+@pytest.mark.parametrize(("line", "request_name", "params", "shown"), COMMANDS, ids=[c[0] for c in COMMANDS])
+def test_a_command_asks_the_agent_and_shows_the_answer(
+    ready: ScriptedAgent, mvm: Type, line: str, request_name: str, params: dict[str, Any], shown: str
+) -> None:
+    typed = mvm(*line.split())
+    assert (typed.status, typed.err) == (0, "")
+    assert ready.asked(request_name) == params
+    assert shown in typed.out
+
+
+@pytest.mark.parametrize(("line", "request_name"), [(c[0], c[1]) for c in COMMANDS], ids=[c[0] for c in COMMANDS])
+def test_programs_get_one_document_and_nothing_else(
+    ready: ScriptedAgent, mvm: Type, line: str, request_name: str
+) -> None:
+    wanted = answers()[request_name]
+    for form in ("--json", "--output=json"):
+        assert mvm(*line.split(), form).document == wanted
+    assert yaml.safe_load(mvm(*line.split(), "-o", "yaml").out) == wanted
+
+
+@pytest.mark.parametrize(("line", "request_name"), [(c[0], c[1]) for c in COMMANDS], ids=[c[0] for c in COMMANDS])
+def test_an_error_is_two_lines_on_stderr(ready: ScriptedAgent, mvm: Type, line: str, request_name: str) -> None:
+    ready.refuse(request_name, 404, "it is not there", "do that")
+    typed = mvm(*line.split(), "--json")
+    assert (typed.status, typed.out, typed.err) == (3, "", "error: it is not there\nhint: do that\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(400, 2), (403, 4), (404, 3), (409, 1), (429, 4), (500, 1), (503, 1), (504, 1)]
+)
+def test_the_exit_status_tells_the_kind_of_error(ready: ScriptedAgent, mvm: Type, code: int, status: int) -> None:
+    ready.refuse("TenantList", code, "it is so")
+    typed = mvm("tenant", "list")
+    assert (typed.status, typed.err) == (status, "error: it is so\n")
+
+
+@pytest.mark.parametrize("line", [c[0] for c in COMMANDS])
+def test_an_unknown_flag_is_a_usage_error(mvm: Type, line: str) -> None:
+    typed = mvm(*line.split(), "--no-such-flag")
+    assert typed.status == 2
+    assert "--no-such-flag" in typed.error[0]
+    assert "--help" in typed.error[1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["tenant destroy alice", "pool destroy alice/workers", f"instance destroy {WORKER}", "user remove alice bob"],
+)
+def test_what_destroys_asks_first(ready: ScriptedAgent, mvm: Type, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = mvm(*line.split())
+    assert typed.status == 2
+    assert typed.error[1] == "add --force"
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin.readline", lambda: "n\n", raising=False)
+    assert mvm(*line.split()).status == 4
+    assert not [name for name, _ in ready.requests if name.endswith(("Destroy", "Remove"))]
+    monkeypatch.setattr("sys.stdin.readline", lambda: "y\n", raising=False)
+    assert mvm(*line.split()).status == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("tenant info Alice", "lowercase"),
+        ("tenant info alice/workers", "write 'alice'"),
+        ("pool info alice", "tenant/pool"),
+        ("instance info alice/workers", "tenant/pool/instance"),
+        ("instance info a/b/c/d", "tenant/pool/instance"),
+        ("pool scale alice/workers", "--running"),
+        ("tenant create alice --quota many", "max_running=4"),
+    ],
+)
+def test_a_wrong_argument_is_found_before_the_agent_is_asked(
+    agent: ScriptedAgent, mvm: Type, line: str, hint: str
+) -> None:
+    typed = mvm(*line.split())
+    assert typed.status == 2
+    assert hint in typed.error[1]
+    assert agent.requests == []
+
+
+def test_secrets_are_read_from_files_and_variables(
+    ready: ScriptedAgent, mvm: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("sk-1\n")
+    key.chmod(0o600)
+    monkeypatch.setenv("MY_TOKEN", "123:abc")
+    monkeypatch.setenv("EMPTY", "")
+    typed = mvm(
+        *("tenant", "secrets", "set", "alice", "--file", f"anthropic_key={key}", "--env", "telegram_token=MY_TOKEN"),
+        *("--file", f"x/Y={key}", "--prune"),
+    )
+    assert typed.out == "3 secrets of alice set\n"
+    assert ready.asked("SecretsSet") == {
+        "tenant_id": "alice",
+        "secrets": {"anthropic/ANTHROPIC_API_KEY": "sk-1", "telegram/TELEGRAM_BOT_TOKEN": "123:abc", "x/Y": "sk-1"},
+        "prune": True,
+    }
+    for wrong in ("anthropic_key=EMPTY", "nonsense=MY_TOKEN", "sk-very-secret"):
+        typed = mvm("tenant", "secrets", "set", "alice", "--env", wrong)
+        assert typed.status == 2
+        assert "sk-very-secret" not in typed.err
+    assert mvm("tenant", "secrets", "set", "alice").status == 2
+
+
+def test_a_pool_is_created_with_what_was_asked_for(ready: ScriptedAgent, mvm: Type) -> None:
+    assert mvm("pool", "create", "alice/workers", "--role", "worker", "--mem-mib", "512", "--running", "1").status == 0
+    pool = ready.asked("PoolCreate")["pool"]
+    assert (pool["tenant_id"], pool["pool_id"], pool["mem_mib"]) == ("alice", "workers", 512)
+    assert pool["desired"] == {"running": 1}
+
+
+def test_a_long_list_of_instances_is_fetched_in_pages(
+    agent: ScriptedAgent, mvm: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvm.cli.instance.PAGE", 2)
+    every = [samples.instance(number) for number in range(1, 6)]
+
+    def page(params: dict[str, Any]) -> dict[str, Any]:
+        later = [i for i in every if i["instance_id"] > params.get("after", "")]
+        return {"instances": later[: params["limit"]]}
+
+    agent.answers["InstanceList"] = page
+    assert mvm("instance", "list", "--json").document == {"instances": every}
+
+
+def test_exec_shows_the_output_and_ends_with_the_program_s_status(agent: ScriptedAgent, mvm: Type) -> None:
+    agent.answers["InstanceExec"] = {
+        "status": 3,
+        "stdout": base64.b64encode(b"out\n\x1b[31mred").decode(),
+        "stderr": base64.b64encode(b"err\n").decode(),
+        "truncated": True,
+    }
+    typed = mvm("instance", "exec", WORKER, "--", "ls", "-l", "--all")
+    assert agent.asked("InstanceExec") == {"address": WORKER, "argv": ["ls", "-l", "--all"], "timeout_secs": 30}
+    assert typed.status == 3
+    assert typed.out.startswith("out\n")
+    assert "\x1b" not in typed.out
+    assert typed.err.startswith("err\n")
+    assert mvm("instance", "exec", WORKER, "--json", "--", "ls").document["status"] == 3
+
+
+def event(number: int, **fields: str) -> dict[str, Any]:
+    return {"number": number, "timestamp": "2026-11-22T18:00:00Z", "kind": "InstanceWoken", **fields}
+
+
+def test_events_of_the_past_and_those_that_follow(agent: ScriptedAgent, mvm: Type) -> None:
+    events = [event(1, tenant_id="alice", detail="a\x1bb\nc"), event(2, user_id="alice", actor="root")]
+    agent.answers["Events"] = [*({"Event": each} for each in events), {"EventsResult": {}}]
+    typed = mvm("events", "alice")
+    assert agent.asked("Events") == {"tenant_id": "alice", "limit": 100, "follow": False}
+    assert len(typed.out.splitlines()) == 2
+    assert "\x1b" not in typed.out
+    assert "by root" in typed.out
+    assert mvm("events", "--json").document == {"events": events}
+    followed = mvm("events", "--follow", "--json", "--since", "5").out.splitlines()
+    assert len(followed) == 2
+    assert agent.asked("Events") == {"since": 5, "limit": 100, "follow": True}
+
+
+def test_progress_goes_to_stderr_and_each_step_is_said_once(agent: ScriptedAgent, mvm: Type) -> None:
+    steps = [{"text": "starting"}, {"text": "starting"}, {"text": "packages", "done": 5, "total": 10}]
+    agent.answers["InstanceStart"] = [*({"Progress": s} for s in steps), {"InstanceStartResult": {}}]
+    typed = mvm("instance", "start", WORKER, "--json")
+    assert typed.document == {}
+    assert typed.err == "starting\npackages: 5 of 10\n"
+
+
+def test_no_agent_is_an_error_that_says_how_to_start_one(
+    mvm: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MVM_NO_AUTOSTART", "1")
+    with tempfile.TemporaryDirectory(prefix="mvm-") as run_dir:
+        typed = mvm("--run-dir", run_dir, "--state-dir", str(tmp_path / "s"), "tenant", "list")
+    assert typed.status == 1
+    assert "mvm agent serve" in typed.error[1]
+    assert not (tmp_path / "s").exists()
+
+
+def test_parameters_that_were_not_given_are_not_sent() -> None:
+    assert session.given(a=1, b=None, c=[], d=False, e=0) == {"a": 1, "d": False, "e": 0}
