@@ -15,7 +15,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command("events")
 def events(
-    tenant: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Only those of this tenant.")] = None,
+    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only those of this tenant.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with each new one until Ctrl-C.")] = False,
     since: Annotated[int | None, typer.Option(metavar="NUMBER", help="Only those after this number.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most this many of the past.")] = 100,

@@ -104,7 +104,13 @@ def wake(instance: options.Instance, output: Output = Format.TABLE, as_json: AsJ
     answer = session.call(
         "WakeInstance", {"tenant_id": ref.tenant_id, "pool_id": ref.pool_id, "instance_id": ref.instance_id}
     )
-    emit(answer, lambda: f"instance {ref} is {answer.get('state', 'running')}", output, as_json)
+    woken = answer["instance"]
+    emit(
+        answer,
+        lambda: sections(f"instance {ref} is {woken['state']}", timeline(woken.get("last_wake"))),
+        output,
+        as_json,
+    )
 
 
 @app.command("destroy")
@@ -215,6 +221,7 @@ def _describe(answer: dict[str, Any]) -> str:
             [
                 ("instance", _name(instance)),
                 ("state", instance["state"]),
+                ("activity", answer.get("activity")),
                 ("under way", (instance.get("transition") or {}).get("kind")),
                 ("role", instance["role"]),
                 ("user", instance.get("user")),

@@ -62,17 +62,25 @@ def update(
     tenant: options.Tenant,
     quota: Quotas = None,
     accept: Annotated[
-        list[str] | None, typer.Option(metavar="TENANT", help="Serve this tenant by the own gateway; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="TENANT", help="Whom the own gateway serves as well; repeatable, replaces the list."),
     ] = None,
     accept_none: Annotated[bool, typer.Option("--accept-none", help="Serve no other tenant any more.")] = False,
+    gateway: Annotated[str | None, typer.Option(metavar="TENANT", help="Be served by this tenant's gateway.")] = None,
+    own_gateway: Annotated[bool, typer.Option("--own-gateway", help="Be served by no other gateway.")] = False,
     output: Output = Format.TABLE,
     as_json: AsJson = False,
 ) -> None:
-    """Change a tenant's quotas, or whom its gateway serves."""
-    accepts = [] if accept_none else accept
-    params = session.given(tenant_id=options.tenant(tenant), quotas=_quotas(quota) or None)
-    if accepts is not None:
-        params["accepts"] = accepts
+    """Change a tenant's quotas, whom its gateway serves, or whose gateway serves it."""
+    from mvm.model.errors import InvalidInput
+
+    params = session.given(tenant_id=options.tenant(tenant), quotas=_quotas(quota) or None, accepts=accept)
+    if accept_none:
+        params["accepts"] = []
+    if own_gateway or gateway is not None:
+        params["gateway_tenant"] = None if own_gateway else gateway
+    if len(params) == 1:
+        raise InvalidInput("no change is given", hint="`mvm tenant update --help` shows what can be changed")
     answer = session.call("TenantUpdate", params)
     emit(answer, lambda: f"tenant {tenant} updated", output, as_json)
 
@@ -113,7 +121,7 @@ def secrets_set(
     tenant_id = options.tenant(tenant)
     values = read_sources(files=file or [], variables=env or [])
     answer = session.call("SecretsSet", {"tenant_id": tenant_id, "secrets": values, "prune": prune})
-    emit(answer, lambda: f"{len(values)} secrets of {tenant_id} set", output, as_json)
+    emit(answer, lambda: _changed(answer["changed"], f"secrets of {tenant_id}"), output, as_json)
 
 
 @secrets.command("rotate")
@@ -126,7 +134,7 @@ def secrets_rotate(
     """Make the generated tokens anew and hand every secret out again."""
     tenant_id = options.tenant(tenant)
     answer = session.call("SecretsRotate", session.given(tenant_id=tenant_id, scope=scope))
-    emit(answer, lambda: f"secrets of {tenant_id} rotated", output, as_json)
+    emit(answer, lambda: _changed(answer["rotated"], f"secrets of {tenant_id}"), output, as_json)
 
 
 @secrets.command("list")
@@ -179,6 +187,9 @@ def _describe(answer: dict[str, Any]) -> str:
     )
 
 
-def _secrets_table(secrets: list[Any]) -> str:
-    names = [item if isinstance(item, str) else item["name"] for item in secrets]
+def _secrets_table(names: list[str]) -> str:
     return columns(("scope", "key"), [name.split("/", 1) for name in names], empty="no secrets")
+
+
+def _changed(names: list[str], whose: str) -> str:
+    return f"{whose} changed: {', '.join(names)}" if names else f"{whose}: nothing changed"

@@ -26,8 +26,8 @@ def answers() -> dict[str, Any]:
         "TenantInfo": {"tenant": tenant, "pools": [pool], "users": [user]},
         "TenantUpdate": {"tenant": tenant},
         "TenantDestroy": {},
-        "SecretsSet": {},
-        "SecretsRotate": {},
+        "SecretsSet": {"changed": ["x/Y"], "secrets_epoch": 2},
+        "SecretsRotate": {"rotated": ["openclaw/OPENCLAW_AUTH_TOKEN"], "secrets_epoch": 3},
         "SecretsList": {"secrets": ["anthropic/ANTHROPIC_API_KEY"]},
         "PoolCreate": {"pool": pool},
         "PoolList": {"pools": [pool]},
@@ -42,7 +42,7 @@ def answers() -> dict[str, Any]:
         "InstanceWarm": {"instance": instance},
         "InstanceSleep": {"instance": instance},
         "InstanceDestroy": {},
-        "WakeInstance": {"state": "running"},
+        "WakeInstance": {"instance": instance},
         "InstanceLogs": {"logs": {"agent": ["one", "two"], "openclaw": ["three"]}},
         "InstanceStats": {"memory_bytes": 3 * 2**20, "pids": 4},
         "UserAdd": {"user": user},
@@ -75,8 +75,15 @@ COMMANDS: list[tuple[str, str, dict[str, Any], str]] = [
     ("tenant update alice --quota max_warm=1", "TenantUpdate", {**T, "quotas": {"max_warm": 1}}, "alice updated"),
     ("tenant update alice --accept bob", "TenantUpdate", {**T, "accepts": ["bob"]}, "alice updated"),
     ("tenant update alice --accept-none", "TenantUpdate", {**T, "accepts": []}, "alice updated"),
+    ("tenant update alice --gateway hub", "TenantUpdate", {**T, "gateway_tenant": "hub"}, "alice updated"),
+    ("tenant update alice --own-gateway", "TenantUpdate", {**T, "gateway_tenant": None}, "alice updated"),
     ("tenant destroy alice --force", "TenantDestroy", T, "tenant alice destroyed"),
-    ("tenant secrets rotate alice --scope openclaw", "SecretsRotate", {**T, "scope": "openclaw"}, "rotated"),
+    (
+        "tenant secrets rotate alice --scope openclaw",
+        "SecretsRotate",
+        {**T, "scope": "openclaw"},
+        "OPENCLAW_AUTH_TOKEN",
+    ),
     ("tenant secrets list alice", "SecretsList", T, "ANTHROPIC_API_KEY"),
     ("pool list alice", "PoolList", T, "capability-openclaw"),
     ("pool info alice/workers", "PoolInfo", POOL, WORKER),
@@ -179,6 +186,7 @@ def test_what_destroys_asks_first(ready: ScriptedAgent, mvm: Type, line: str, mo
         ("instance info a/b/c/d", "tenant/pool/instance"),
         ("pool scale alice/workers", "--running"),
         ("tenant create alice --quota many", "max_running=4"),
+        ("tenant update alice", "tenant update --help"),
     ],
 )
 def test_a_wrong_argument_is_found_before_the_agent_is_asked(
@@ -202,7 +210,7 @@ def test_secrets_are_read_from_files_and_variables(
         *("tenant", "secrets", "set", "alice", "--file", f"anthropic_key={key}", "--env", "telegram_token=MY_TOKEN"),
         *("--file", f"x/Y={key}", "--prune"),
     )
-    assert typed.out == "3 secrets of alice set\n"
+    assert typed.out == "secrets of alice changed: x/Y\n"
     assert ready.asked("SecretsSet") == {
         "tenant_id": "alice",
         "secrets": {"anthropic/ANTHROPIC_API_KEY": "sk-1", "telegram/TELEGRAM_BOT_TOKEN": "123:abc", "x/Y": "sk-1"},
@@ -259,7 +267,7 @@ def event(number: int, **fields: str) -> dict[str, Any]:
 def test_events_of_the_past_and_those_that_follow(agent: ScriptedAgent, mvm: Type) -> None:
     events = [event(1, tenant_id="alice", detail="a\x1bb\nc"), event(2, user_id="alice", actor="root")]
     agent.answers["Events"] = [*({"Event": each} for each in events), {"EventsResult": {}}]
-    typed = mvm("events", "alice")
+    typed = mvm("events", "--tenant", "alice")
     assert agent.asked("Events") == {"tenant_id": "alice", "limit": 100, "follow": False}
     assert len(typed.out.splitlines()) == 2
     assert "\x1b" not in typed.out
