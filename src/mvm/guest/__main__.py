@@ -5,8 +5,10 @@ Each sub-command imports what it needs and nothing else: a wake waits for this p
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 USAGE = """usage: guest.pyz supervise|clear
@@ -26,12 +28,75 @@ def main(arguments: Sequence[str]) -> int:
             from mvm.guest import supervisor
 
             return supervisor.clear(os.environ)
+        case ["agent"]:
+            return _agent()
         case ["router"]:
-            from mvm.guest import router_service
+            return _router()
+        case ["openclaw-ctl", ("checkpoint" | "restore") as verb, integration]:
+            from mvm.guest import openclaw_ctl
 
-            return router_service.main(os.environ)
+            return openclaw_ctl.main(verb, integration, os.environ)
     print(USAGE, file=sys.stderr)
     return 2
+
+
+def _agent() -> int:
+    import asyncio
+
+    from mvm.guest import agent
+
+    _log_to_stderr()
+    try:
+        asyncio.run(agent.serve(os.environ))
+    except (OSError, ValueError) as error:
+        logging.getLogger(__name__).error("the agent ends: %s", error)
+        return 1
+    return 0
+
+
+def _router() -> int:
+    import asyncio
+
+    from mvm.guest import config, router
+    from mvm.guest.channel import HOST_PORT, open_channel
+    from mvm.guest.database import StorageError
+    from mvm.guest.paths import GuestPaths
+
+    _log_to_stderr()
+    try:
+        paths = GuestPaths.from_environment(os.environ)
+        paths.prepare()
+        channel = open_channel(os.environ)
+        given = config.read(paths.config).config
+        openclaw = given.openclaw or config.OpenClawConfig()
+        settings = router.RouterSettings(
+            tenant_id=given.tenant_id,
+            guest_ip=given.guest_ip,
+            router_port=openclaw.router_port,
+            outbound_port=openclaw.outbound_port,
+            openclaw_port=openclaw.port,
+            routes=paths.routes,
+            users=paths.users,
+            journal=paths.journal,
+            token=paths.router_token,
+            worker_tokens=paths.worker_tokens,
+        )
+        asyncio.run(router.serve(settings, lambda: channel.connect(HOST_PORT)))
+    except (OSError, ValueError, StorageError) as error:
+        logging.getLogger(__name__).error("the router ends: %s", error)
+        return 1
+    return 0
+
+
+def _log_to_stderr() -> None:
+    """The supervisor keeps what a service says in its log file."""
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if os.environ.get("MVM_LOG") == "debug" else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%SZ",
+    )
 
 
 if __name__ == "__main__":

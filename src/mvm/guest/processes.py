@@ -162,6 +162,11 @@ def _everything() -> Iterable[Process]:
             yield process
 
 
+def in_session(session: int) -> list[Process]:
+    """Every process of a session, zombies left out. The session must be one that we made and have not seen empty."""
+    return [process for process in _everything() if process.session == session and not process.ended]
+
+
 def variable_of(pid: int, name: str) -> str | None:
     """A variable of the environment that a process was started with; None when unset or not ours to read."""
     try:

@@ -174,7 +174,8 @@ def launch(service: Service, paths: GuestPaths, programs: Programs, environment:
         argv = (programs.node, str(Path(programs.openclaw) / "openclaw.mjs"), *service.arguments)
         directory = real(paths.home)
     if service.environment_file:
-        variables.update(parse_environment_file(paths.environment_file.read_text()))
+        # A secret may have any name; what the service needs to run goes before.
+        variables = parse_environment_file(paths.environment_file.read_text()) | variables
     return Launch(argv=argv, environment=variables, directory=directory)
 
 

@@ -1,7 +1,8 @@
-"""The guest's programs as one file: `mvm.guest` with `mvm.wire`, run as `python guest.pyz <sub-command>`.
+"""The guest's program: `mvm.guest` and `mvm.wire` as one zipapp that needs nothing but Python.
 
-Compiled code is packed beside the sources: a wake waits for these programs to come up, and compiling them would be most
-of it. Another Python version ignores what it cannot read and takes the sources.
+The same sources give the same bytes, whenever and wherever it is built, so that its digest can name an image revision.
+Beside each source lies its compiled form for the building Python (a guest with another one compiles for itself): a
+wake waits for this program to come up.
 """
 
 from __future__ import annotations
@@ -12,73 +13,77 @@ import io
 import marshal
 import os
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGES = ("mvm/guest", "mvm/wire")
-MAIN = "from mvm.guest.__main__ import main\nimport sys\nsys.exit(main(sys.argv[1:]))\n"
+import mvm.guest
+import mvm.wire
+from mvm.model.errors import MvmError
+
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_UNCHECKED = 1
-"""Flag of compiled code that is taken without a look at its source (PEP 552)."""
+_MAIN = """import sys
+
+from mvm.guest.__main__ import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+_UNCHECKED_HASH = (0b01).to_bytes(4, "little")
+_PLAIN_MARSHAL = 2
+"""Version without references and interning, whose bytes do not depend on what else the building process did."""
 
 
-def build_guest_zipapp(directory: Path, *, source: Path | None = None) -> Path:
-    """Pack the guest's programs into `directory` and return the file, named by its sources and the Python version.
-
-    An existing file of that name is taken as it is; a reader never sees half a file. `source` is the directory that
-    holds the package `mvm`; default: this one's.
-    """
-    source = source or Path(__file__).resolve().parents[2]
-    target = directory / f"guest-{_digest(source)}.pyz"
-    if not target.is_file():
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        unfinished = directory / f".{target.name}.{os.getpid()}"
-        unfinished.write_bytes(pack(source))
-        unfinished.chmod(0o644)
-        os.replace(unfinished, target)
-    return target
-
-
-def pack(source: Path) -> bytes:
-    """Bytes of the zipapp."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name, text in _modules(source):
-            _add(archive, name, text)
-            _add(archive, f"{name}c", _compiled(name, text))
-    return packed.getvalue()
+def build_zipapp(target: Path) -> str:
+    """Write the zipapp, whole or not at all, unless it is there already; returns its digest (`sha256:` and hex)."""
+    content = _archive(_sources())
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    try:
+        if target.is_file() and target.read_bytes() == content:
+            return digest
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            unfinished.write_bytes(content)
+            unfinished.chmod(0o644)
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise MvmError(
+            f"the guest's program cannot be written to '{target}': {error.strerror or error}",
+            hint="is the file system full or read-only?",
+        ) from error
+    return digest
 
 
-def _digest(source: Path) -> str:
-    """Same for the same sources; the packed bytes are not, compiled code has more than one form."""
-    digest = hashlib.sha256(importlib.util.MAGIC_NUMBER)
-    for name, text in _modules(source):
-        digest.update(f"{len(name)}:{name}:{len(text)}:".encode())
-        digest.update(text)
-    return digest.hexdigest()[:16]
+def _sources() -> dict[str, bytes]:
+    files = {"__main__.py": _MAIN.encode(), "mvm/__init__.py": b""}
+    for package in (mvm.guest, mvm.wire):
+        directory = Path(package.__path__[0])
+        for path in directory.rglob("*.py"):
+            files[f"mvm/{directory.name}/{path.relative_to(directory).as_posix()}"] = path.read_bytes()
+    return files
 
 
-def _modules(source: Path) -> Iterator[tuple[str, bytes]]:
-    yield "__main__.py", MAIN.encode()
-    yield "mvm/__init__.py", b""  # the host's may import what a guest does not have
-    for package in PACKAGES:
-        for path in sorted((source / package).rglob("*.py")):
-            yield path.relative_to(source).as_posix(), path.read_bytes()
+def _archive(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, source in sorted(files.items()):
+            archive.writestr(_entry(name), source)
+            archive.writestr(_entry(f"{name}c"), _compiled(name, source))
+    return buffer.getvalue()
 
 
-def _compiled(name: str, text: bytes) -> bytes:
-    code = compile(text, name, "exec", dont_inherit=True)
-    return b"".join(
-        (
-            importlib.util.MAGIC_NUMBER,
-            _UNCHECKED.to_bytes(4, "little"),
-            importlib.util.source_hash(text),
-            marshal.dumps(code),
-        )
-    )
-
-
-def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+def _entry(name: str) -> zipfile.ZipInfo:
     entry = zipfile.ZipInfo(name, _EPOCH)
+    entry.create_system = 3  # Unix, whatever this host is
     entry.external_attr = 0o644 << 16
-    archive.writestr(entry, content)
+    return entry
+
+
+def _compiled(name: str, source: bytes) -> bytes:
+    code = compile(source, name, "exec", dont_inherit=True, optimize=0)
+    return (
+        importlib.util.MAGIC_NUMBER
+        + _UNCHECKED_HASH
+        + importlib.util.source_hash(source)
+        + marshal.dumps(code, _PLAIN_MARSHAL)
+    )

@@ -1,0 +1,151 @@
+"""The guest agent: answers the host on guest port 52 (frames) and 5200 (one line of text), whatever else is wrong.
+
+A guest whose configuration cannot be used still answers, and says so; it looks again every second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping
+
+from mvm.guest import config as config_files
+from mvm.guest import observe
+from mvm.guest.channel import AGENT_PORT, HOST_PORT, SLEEP_PREP_PORT, Channel, open_channel
+from mvm.guest.config import ConfigError
+from mvm.guest.instance import Instance
+from mvm.guest.paths import GuestPaths
+from mvm.guest.router_host import Events, Host
+from mvm.guest.services import Programs
+from mvm.guest.supervisor_socket import OperationRefused, SupervisorClient, SupervisorUnreachable
+from mvm.wire import messages, rpc
+from mvm.wire.messages import Answer, HostToGuest
+
+log = logging.getLogger(__name__)
+
+CONFIG_RETRY_SECONDS = 1.0
+IDLE_CONNECTION_SECONDS = 60.0
+"""How long a connection of the host's may wait between two requests."""
+LINE_SECONDS = 10.0
+MAX_LINE = 64
+
+
+class Agent:
+    """Serves the guest's ports, over one `Instance` as soon as there is a usable configuration."""
+
+    def __init__(self, paths: GuestPaths, programs: Programs, channel: Channel) -> None:
+        self._paths = paths
+        self._programs = programs
+        self._channel = channel
+        self._host = Host(lambda: channel.connect(HOST_PORT))
+        self._events = Events(self._host)
+        self._supervisor = SupervisorClient(paths.supervisor_socket)
+        self._instance: Instance | None = None
+        self._problem = "the configuration has not been read yet"
+        self._servers: list[asyncio.AbstractServer] = []
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set. Raises `OSError` when a guest port cannot be served."""
+        self._events.start()
+        starting = asyncio.create_task(self._start_instance(), name="start instance")
+        try:
+            self._servers.append(await self._channel.listen(AGENT_PORT, self._serve))
+            self._servers.append(await self._channel.listen(SLEEP_PREP_PORT, self._serve_line))
+            ended = asyncio.create_task(stop.wait())
+            await asyncio.wait([ended, starting], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()  # raises what must not be swallowed
+            await ended
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            for server in self._servers:
+                server.close()
+            if self._instance is not None:
+                await self._instance.close()
+            await self._events.close()
+
+    async def _start_instance(self) -> None:
+        while True:
+            try:
+                reading = config_files.read(self._paths.config)
+            except ConfigError as error:
+                if str(error) != self._problem:
+                    log.error("%s", error)
+                    self._events.report("ConfigRejected", str(error))
+                self._problem = str(error)
+                await asyncio.sleep(CONFIG_RETRY_SECONDS)
+                continue
+            break
+        for path in reading.unknown:
+            log.warning("config.json: %s is not known here and skipped", path)
+        self._instance = Instance(
+            self._paths,
+            self._programs,
+            reading.config,
+            host=self._host,
+            events=self._events,
+            supervisor=self._supervisor,
+        )
+        await self._instance.start()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await rpc.serve_connection(
+            reader, writer, self._answer, parse=messages.parse_request, timeout=IDLE_CONNECTION_SECONDS
+        )
+
+    async def _answer(self, request: HostToGuest) -> Answer:
+        if self._instance is not None:
+            try:
+                return await self._instance.answer(request)
+            except (OperationRefused, SupervisorUnreachable) as error:
+                raise rpc.Refusal(str(error)) from error
+        match request:
+            case messages.Ping():
+                return messages.Pong()
+            case messages.QueryWorkerStatus():
+                return messages.WorkerStatus(status=messages.WorkStatus.UNKNOWN)
+            case messages.Logs():
+                return await asyncio.to_thread(observe.logs, self._paths, request)
+            case _:
+                raise rpc.Refusal(self._problem)
+
+    async def _serve_line(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """`SLEEP_PREP` is answered `ACK` or `NAK <reason>`: the same as the request on port 52."""
+        try:
+            async with asyncio.timeout(LINE_SECONDS):
+                line = (await reader.readuntil(b"\n"))[:MAX_LINE].strip()
+            writer.write((await self._answer_line(line)).encode() + b"\n")
+            async with asyncio.timeout(LINE_SECONDS):
+                await writer.drain()
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            log.debug("port %d: %s", SLEEP_PREP_PORT, error)
+        finally:
+            writer.close()
+
+    async def _answer_line(self, line: bytes) -> str:
+        if line != b"SLEEP_PREP":
+            return "NAK the only request here is SLEEP_PREP"
+        if self._instance is None:
+            return f"NAK {_one_line(self._problem)}"
+        answer = await self._instance.answer(
+            messages.SleepPrep(drain_timeout_secs=int(self._instance.drain_seconds)),
+        )
+        assert isinstance(answer, messages.SleepPrepAck)
+        return "ACK" if answer.success else f"NAK {_one_line(answer.detail or 'no reason given')}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+async def serve(environment: Mapping[str, str]) -> None:
+    """Run the agent until SIGTERM or SIGINT. Raises `OSError` or `ValueError` when it cannot."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    paths = GuestPaths.from_environment(environment)
+    paths.prepare()
+    await Agent(paths, Programs.from_environment(environment), open_channel(environment)).run(stop)

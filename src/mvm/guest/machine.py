@@ -1,0 +1,67 @@
+"""What only a guest with a machine of its own may touch: its clock, its random numbers, its caches.
+
+Under the process runtime the machine is the host's: there the clock is looked at and never set, and nothing is flushed
+(the host's own file system goes on being there).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import struct
+import time
+from datetime import datetime
+from pathlib import Path
+
+from mvm.guest.paths import GuestPaths
+
+log = logging.getLogger(__name__)
+
+TOLERATED_SKEW_SECONDS = 0.05
+_RNDADDENTROPY = 0x40085203
+
+
+def set_clock(paths: GuestPaths, host_time: datetime) -> float:
+    """Set the wall clock to the host's; returns by how many seconds it was behind."""
+    behind = host_time.timestamp() - time.time()
+    if abs(behind) <= TOLERATED_SKEW_SECONDS:
+        return behind
+    if not paths.owns_machine:
+        log.info("the clock differs from the host's by %.3f s", behind)
+        return behind
+    try:
+        time.clock_settime(time.CLOCK_REALTIME, host_time.timestamp())
+    except OSError as error:
+        log.error("the clock is %.3f s behind and cannot be set: %s", behind, error)
+    return behind
+
+
+def add_entropy(paths: GuestPaths, entropy: bytes) -> None:
+    """Mix the host's randomness in, credited where that is allowed: a clone must not draw its sibling's numbers."""
+    if not entropy:
+        return
+    try:
+        with open("/dev/urandom", "wb", buffering=0) as device:
+            if paths.owns_machine:
+                request = struct.pack(f"ii{len(entropy)}s", len(entropy) * 8, len(entropy), entropy)
+                fcntl.ioctl(device, _RNDADDENTROPY, request)
+            else:
+                device.write(entropy)
+    except OSError as error:
+        log.warning("the host's entropy cannot be mixed in: %s", error)
+
+
+async def settle(paths: GuestPaths) -> None:
+    """Before a snapshot: everything on disk that belongs there, and no more memory in use than is needed."""
+    if paths.owns_machine:
+        await asyncio.to_thread(_settle)
+
+
+def _settle() -> None:
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    except OSError as error:
+        log.warning("caches cannot be dropped: %s", error)

@@ -1,0 +1,105 @@
+"""From the secrets drive to what OpenClaw reads: the environment file, and one JSON object for file SecretRefs.
+
+Values never appear in an error or a log; what is wrong is told by scope and key.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mvm.guest.paths import WORKERS_SCOPE, GuestPaths, write_atomically
+from mvm.guest.services import render_environment_file
+
+AUTH_TOKEN = "OPENCLAW_AUTH_TOKEN"  # noqa: S105 - a name, not a token
+GATEWAY_TOKEN = "OPENCLAW_GATEWAY_TOKEN"  # noqa: S105 - a name, not a token
+"""What OpenClaw itself calls the same thing."""
+MAX_SECRETS = 512
+MAX_VALUE_BYTES = 64 * 1024
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_NOT_FOR_ENVIRONMENT = re.compile(r"[\0\r\n]")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What is on the secrets drive for this instance's own programs."""
+
+    values: dict[str, str] = field(repr=False)
+    problems: tuple[str, ...]
+    """What could not be used, by scope and key."""
+
+
+def collect(drive: Path) -> Collected:
+    """Read every scope but the workers' tokens. A file that cannot be used is a problem, never an error."""
+    values: dict[str, str] = {}
+    origin: dict[str, str] = {}
+    problems: list[str] = []
+    files = sorted(path for path in drive.glob("*/*") if path.parent.name != WORKERS_SCOPE and path.is_file())
+    for path in files[:MAX_SECRETS]:
+        scope, key = path.parent.name, path.name
+        if key.startswith("."):
+            continue  # a file that is being written
+        try:
+            value = _value(path)
+        except (OSError, ValueError) as error:
+            problems.append(f"{scope}/{key}: {_reason(error)}")
+            continue
+        if values.setdefault(key, value) != value:
+            problems.append(f"{scope}/{key}: another value than {origin[key]}/{key}, which is used")
+        origin.setdefault(key, scope)
+    if len(files) > MAX_SECRETS:
+        problems.append(f"{len(files)} secrets, of which {MAX_SECRETS} are used")
+    return Collected(values, tuple(problems))
+
+
+def _value(path: Path) -> str:
+    if not _KEY.fullmatch(path.name):
+        raise ValueError("not a name for an environment variable")
+    with path.open("rb") as file:
+        data = file.read(MAX_VALUE_BYTES + 1)
+    if len(data) > MAX_VALUE_BYTES:
+        raise ValueError(f"longer than {MAX_VALUE_BYTES} bytes")
+    try:
+        return data.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror or "cannot be read") if isinstance(error, OSError) else str(error)
+
+
+def installed(paths: GuestPaths) -> dict[str, str] | None:
+    """The secrets that were installed last; None when none were, or what is there is no use."""
+    try:
+        value = json.loads(paths.secrets_file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        return None
+    return value
+
+
+def changed_keys(before: dict[str, str], after: dict[str, str]) -> frozenset[str]:
+    """Names that came, went or have another value."""
+    return frozenset(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def environment_of(values: dict[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The variables for OpenClaw's environment, and the names that cannot be variables because of their value."""
+    unfit = tuple(sorted(key for key, value in values.items() if _NOT_FOR_ENVIRONMENT.search(value)))
+    variables = {key: value for key, value in values.items() if key not in unfit}
+    if AUTH_TOKEN in variables:
+        variables.setdefault(GATEWAY_TOKEN, variables[AUTH_TOKEN])
+    return variables, unfit
+
+
+def install(paths: GuestPaths, values: dict[str, str]) -> tuple[str, ...]:
+    """Write both files, each whole, mode 0600. Returns names left out of the environment; raises `OSError`."""
+    variables, unfit = environment_of(values)
+    write_atomically(paths.environment_file, render_environment_file(variables).encode())
+    # Last: as long as this one is old, the next look sees that something has changed.
+    write_atomically(paths.secrets_file, json.dumps(values, sort_keys=True).encode())
+    return unfit

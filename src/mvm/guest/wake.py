@@ -1,0 +1,289 @@
+"""Waking up, and taking in new drives while awake: one procedure, whoever asks and however often.
+
+Configuration and secrets are read again, OpenClaw's files are replaced where they changed, and OpenClaw is restarted
+only for a secret that it reads from its environment alone; otherwise it re-reads what it can and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from mvm.guest import machine, secrets
+from mvm.guest.config import ConfigError, GuestConfig
+from mvm.guest.control import ControlAbsent, ControlError, ControlSocket
+from mvm.guest.deliveries import Deliveries
+from mvm.guest.integrations import describe
+from mvm.guest.paths import GuestPaths, write_atomically
+from mvm.guest.services import OPENCLAW
+from mvm.guest.sleep import SleepDesk
+from mvm.guest.status import StatusBoard
+from mvm.guest.supervisor_socket import OperationRefused, SupervisorClient, SupervisorUnreachable
+from mvm.wire.messages import BareWake, Refresh, RefreshAck, Wake, WakeAck
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """What new drives mean for an OpenClaw that runs."""
+
+    restart: bool
+    """A secret changed that it reads from its environment only."""
+    reload: bool
+    """A secret changed that it can re-read."""
+
+
+class WakeDesk:
+    """Answers `Wake` and `Refresh`, and starts OpenClaw in the first place."""
+
+    def __init__(
+        self,
+        paths: GuestPaths,
+        *,
+        config: Callable[[], GuestConfig],
+        reread_config: Callable[[], None],
+        board: StatusBoard,
+        control: ControlSocket,
+        supervisor: SupervisorClient,
+        sleep: SleepDesk,
+        deliveries: Deliveries | None,
+        openclaw_ended: Callable[[], Awaitable[None]],
+        on_event: Callable[[str, str], None],
+        lock: asyncio.Lock,
+    ) -> None:
+        """`reread_config` takes the config drive in again and raises `ConfigError`; `openclaw_ended` is called between
+        the two halves of a restart; `lock` is the sleep desk's.
+        """
+        self._paths = paths
+        self._config = config
+        self._reread_config = reread_config
+        self._board = board
+        self._control = control
+        self._supervisor = supervisor
+        self._sleep = sleep
+        self._deliveries = deliveries
+        self._openclaw_ended = openclaw_ended
+        self._on_event = on_event
+        self._lock = lock
+        self._starting: asyncio.Task[None] | None = None
+        self._restart: asyncio.Task[None] | None = None
+        self._reload_when_up = False
+
+    async def start(self) -> None:
+        """At the agent's start: files in place, OpenClaw running, everything open, nothing held."""
+        async with self._lock:
+            try:
+                news = self._take_in_secrets()
+                self._install_openclaw_config()
+                if not self._board.runs_openclaw:
+                    return
+                if not await self._openclaw_runs():
+                    self._paths.restart_pending.unlink(missing_ok=True)
+                    self._begin_start()
+                elif news.restart:
+                    self._begin_restart(drain=True)
+                else:
+                    self._reload_when_up = True  # this agent's predecessor may have died before it came to that
+            except (ConfigError, OSError) as error:
+                log.error("OpenClaw is not started: %s", error)
+                self._on_event("ConfigRejected", str(error))
+            finally:
+                await self._sleep.undo(self._drain_seconds)
+
+    async def wake(self, request: Wake | BareWake) -> WakeAck:
+        """Go on, with everything as it is now. Idempotent; a wake of a guest that is awake changes nothing."""
+        self._sleep.interrupt()
+        async with self._lock:
+            if isinstance(request, Wake):
+                machine.set_clock(self._paths, request.host_time)
+                machine.add_entropy(self._paths, request.entropy)
+            asleep = self._sleep.prepared
+            problems: list[str] = []
+            try:
+                restarted = await self._apply(drain=not asleep)
+            except (ConfigError, OSError) as error:
+                restarted = False
+                problems.append(str(error))
+                self._on_event("ConfigRejected", str(error))
+            else:
+                if isinstance(request, Wake):
+                    self._compare_versions(request.secrets_epoch, request.config_version)
+            if failed := await self._sleep.undo(self._drain_seconds):
+                problems.append(describe(failed) or "")
+                self._on_event("RestoreFailed", describe(failed) or "")
+            # What could not be taken in is said, but the guest is awake, with what it had before.
+            return WakeAck(success=True, detail="; ".join(problems) or None, restarted=restarted)
+
+    async def refresh(self, request: Refresh) -> RefreshAck:
+        """Take in new drives while awake."""
+        async with self._lock:
+            try:
+                restarted = await self._apply(drain=True)
+            except (ConfigError, OSError) as error:
+                log.error("the new configuration is refused: %s", error)
+                self._on_event("ConfigRejected", str(error))
+                return RefreshAck(success=False)
+            self._compare_versions(request.secrets_epoch, request.config_version)
+            if self._deliveries is not None:
+                self._deliveries.nudge()
+            return RefreshAck(success=True, restarted=restarted)
+
+    async def openclaw_is_up(self) -> None:
+        """OpenClaw has just come up: catch up on what it missed, and repair what an unclean end left behind."""
+        if self._reload_when_up:
+            self._reload_when_up = False
+            await self._control.reload_secrets()
+        if suppressed := await self._control.suppressed_channels():
+            names = ", ".join(suppressed)
+            log.warning("OpenClaw held back %s after unclean starts; starting them", names)
+            await self._control.start_channels()
+            self._on_event("ChannelsRepaired", f"OpenClaw had held back {names} after unclean starts")
+
+    async def close(self) -> None:
+        """Stop what runs in the background."""
+        for task in (self._restart, self._starting):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    @property
+    def _drain_seconds(self) -> float:
+        return float(self._config().runtime_policy.drain_timeout_seconds)
+
+    async def _apply(self, *, drain: bool) -> bool:
+        """Take in the drives; True when OpenClaw is restarted because of them."""
+        self._reread_config()
+        news = self._take_in_secrets()
+        self._install_openclaw_config()
+        if self._deliveries is not None:
+            self._deliveries.configure(self._config())
+        if not self._board.runs_openclaw:
+            return False
+        if news.restart:
+            self._begin_restart(drain=drain)
+            return True
+        if not self._sleep.restarting:
+            self._begin_start()  # nothing happens when it runs
+        if news.reload:
+            return await self._reload(drain=drain)
+        return False
+
+    async def _reload(self, *, drain: bool) -> bool:
+        try:
+            await self._control.reload_secrets()
+        except ControlAbsent:
+            self._reload_when_up = True  # it is starting and may have read the old ones already
+        except ControlError as error:
+            log.warning("OpenClaw cannot re-read its secrets (%s): restarting it", error)
+            self._begin_restart(drain=drain)
+            return True
+        return False
+
+    def _take_in_secrets(self) -> News:
+        collected = secrets.collect(self._paths.secrets)
+        for problem in collected.problems:
+            log.error("a secret cannot be used: %s", problem)
+            self._on_event("SecretRejected", problem)
+        before = secrets.installed(self._paths)
+        changed = secrets.changed_keys(before or {}, collected.values)
+        openclaw = self._config().openclaw
+        live = frozenset(openclaw.live_secrets) if openclaw is not None else frozenset[str]()
+        if before is None or changed - live:
+            # Kept over a crash of this agent: from here on OpenClaw's environment is an old one.
+            self._paths.restart_pending.touch(mode=0o600)
+        if before is None or changed:
+            for key in secrets.install(self._paths, collected.values):
+                log.warning("the secret %s holds a line break and is not in the environment", key)
+        return News(restart=self._paths.restart_pending.exists(), reload=bool(changed & live))
+
+    def _install_openclaw_config(self) -> None:
+        """Put OpenClaw's configuration where it watches it; an unchanged file is not touched."""
+        if not self._board.runs_openclaw:
+            return
+        try:
+            content = self._paths.openclaw_config_source.read_bytes()
+        except FileNotFoundError:
+            raise ConfigError(f"{self._paths.openclaw_config_source} is missing") from None
+        try:
+            same = self._paths.openclaw_config.read_bytes() == content
+        except FileNotFoundError:
+            same = False
+        if not same:
+            write_atomically(self._paths.openclaw_config, content)
+
+    def _compare_versions(self, secrets_epoch: int, config_version: int) -> None:
+        config = self._config()
+        if config.config_version < config_version or config.secrets_epoch < secrets_epoch:
+            log.warning(
+                "the config drive holds version %d (secrets %d), the host spoke of %d (%d)",
+                config.config_version,
+                config.secrets_epoch,
+                config_version,
+                secrets_epoch,
+            )
+
+    async def _openclaw_runs(self) -> bool:
+        try:
+            status = await self._supervisor.status()
+        except (OperationRefused, SupervisorUnreachable):
+            return False
+        return bool(status["services"][OPENCLAW.name]["state"] in ("running", "waiting"))
+
+    def _begin_start(self) -> None:
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(self._start_openclaw(), name="start OpenClaw")
+
+    async def _start_openclaw(self) -> None:
+        """Have OpenClaw started, whatever it takes; a guest without it is of no use."""
+        told = False
+        while True:
+            try:
+                return await self._supervisor.start(OPENCLAW.name)
+            except (OperationRefused, SupervisorUnreachable) as error:
+                log.error("OpenClaw cannot be started: %s", error)
+                if not told:
+                    self._on_event("OpenClawNotStarted", str(error))
+                    told = True
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _begin_restart(self, *, drain: bool) -> None:
+        """Have OpenClaw restarted in the background; a restart under way sees the new environment, or is repeated."""
+        if not drain:
+            self._board.set_restarting(True)
+        if self._restart is None or self._restart.done():
+            self._sleep.restarting = True
+            self._restart = asyncio.create_task(self._restart_openclaw(drain=drain), name="restart OpenClaw")
+
+    async def _restart_openclaw(self, *, drain: bool) -> None:
+        try:
+            with self._board.work():
+                if drain:
+                    await self._drain()
+                self._board.set_restarting(True)
+                while self._paths.restart_pending.exists():
+                    await self._supervisor.stop(OPENCLAW.name, grace=OPENCLAW.stop_seconds)
+                    await self._openclaw_ended()
+                    self._paths.restart_pending.unlink(missing_ok=True)
+                    await self._start_openclaw()
+        except (OperationRefused, SupervisorUnreachable, OSError) as error:
+            log.error("OpenClaw cannot be restarted: %s", error)
+            self._on_event("OpenClawNotStarted", str(error))
+        finally:
+            self._sleep.restarting = False
+            self._board.set_restarting(False)
+        if self._deliveries is not None:
+            await self._deliveries.open()
+
+    async def _drain(self) -> None:
+        """Let what is under way end; what does not end in time OpenClaw itself finishes before it exits."""
+        if self._deliveries is not None:
+            await self._deliveries.close_for_sleep(self._drain_seconds)
+        try:
+            await self._control.checkpoint(self._drain_seconds)
+        except ControlError as error:
+            log.info("OpenClaw is restarted without being held first: %s", error)
