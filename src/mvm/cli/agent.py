@@ -27,14 +27,26 @@ def serve(
 @app.command("status")
 def status(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
     """Show whether an agent runs here, and which; never starts one."""
+    from mvm.cli.node import described
+
+    answer = session.run(_ask_running("NodeInfo"))
+    emit(answer, lambda: described(answer), output, as_json)
+
+
+@app.command("stop")
+def stop(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
+    """End the agent that runs here. Instances live on; nobody wakes sleepers until it runs again."""
+    answer = session.run(_ask_running("Shutdown"))
+    emit(answer, lambda: "the agent ends; instances live on", output, as_json)
+
+
+async def _ask_running(request: str) -> session.Json:
+    """Ask the agent that runs; raises `Unavailable` when none does."""
     from dataclasses import replace
 
-    from mvm.cli.node import described
     from mvm.host.autostart import ensure_agent
 
-    async def ask() -> dict[str, object]:
-        client = await ensure_agent(replace(session.locations(), autostart=False))
-        return await client.call("NodeInfo")
-
-    answer = session.run(ask())
-    emit(answer, lambda: described(answer), output, as_json)
+    locations = session.locations()
+    origins = {**locations.origins, "autostart": "this command starts none"}
+    client = await ensure_agent(replace(locations, autostart=False, origins=origins))
+    return await client.call(request)

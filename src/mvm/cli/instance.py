@@ -189,7 +189,7 @@ def instances_table(instances: list[dict[str, Any]], *, empty: str = "") -> str:
 
 def stats_table(answer: dict[str, Any]) -> str:
     """What is used, one value a line; figures are named by their unit."""
-    return facts([(name.replace("_", " "), _figure(name, value)) for name, value in answer.items()])
+    return facts([figure(name, value) for name, value in answer.items()])
 
 
 def timeline(answer: dict[str, Any] | None) -> str:
@@ -241,13 +241,16 @@ def _describe(answer: dict[str, Any]) -> str:
     )
 
 
-def _figure(name: str, value: object) -> object:
+def figure(name: str, value: object) -> tuple[str, object]:
+    """A value with its name as people read it; the unit that the name ends with goes to the value."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         if name.endswith("_bytes"):
-            return size(value)
-        if name.endswith("_mib"):
-            return mib(int(value))
-    return value
+            name, value = name.removesuffix("_bytes"), size(value)
+        elif name.endswith("_mib"):
+            name, value = name.removesuffix("_mib"), mib(int(value))
+        elif name.endswith("_seconds"):
+            name, value = name.removesuffix("_seconds"), f"{value:g} s"
+    return name.replace("_", " "), value
 
 
 def _logs(answer: dict[str, Any]) -> str:

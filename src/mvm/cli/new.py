@@ -86,13 +86,14 @@ async def create_deployment(
     from mvm.model.deployment import advice
     from mvm.model.manifest import load_deploy_toml, new_deployment
     from mvm.model.secret_files import read_secrets
-    from mvm.openclaw.checks import check_keys
 
     known = _template(template)
     deployment = load_deploy_toml(config, name, template=known) if config else new_deployment(name, template=known)
     secrets = read_secrets(deployment, environ)
     notes = [*secrets.warnings, *advice(deployment)]
     if check:
+        from mvm.openclaw.checks import check_keys
+
         on_progress(_Step("asking whether the keys are known"))
         notes += await check_keys(deployment.openclaw, secrets.values)
     for note in notes:

@@ -28,14 +28,10 @@ def stats(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
 
 def described(answer: dict[str, Any]) -> str:
     """Single values first, then a table for each group of values."""
-    from mvm.cli.instance import _figure
+    from mvm.cli.instance import figure
 
-    plain = [(name.replace("_", " "), _figure(name, value)) for name, value in answer.items() if not _group(value)]
-    groups = [
-        columns((name.replace("_", " "), ""), [(key, _figure(key, item)) for key, item in value.items()])
-        for name, value in answer.items()
-        if _group(value)
-    ]
+    plain = [figure(name, value) for name, value in answer.items() if not _group(value)]
+    groups = [columns((name.replace("_", " "), ""), value.items()) for name, value in answer.items() if _group(value)]
     return sections(facts(plain), *groups)
 
 
