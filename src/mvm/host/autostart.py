@@ -15,7 +15,8 @@ from mvm.host.client import AgentClient
 from mvm.host.locations import SYSTEM_SOCKET, Locations
 from mvm.model.errors import MvmError, Refused, TimedOut, Unavailable
 
-AGENT_COMMAND = (sys.executable, "-m", "mvm.cli.main", "agent", "serve")
+AGENT_COMMAND = (sys.executable, "-P", "-m", "mvm.cli.main", "agent", "serve")
+"""`-P`: whatever lies in the directory that the person happens to be in is not imported."""
 START_LIMIT = 30.0
 """Seconds for a new agent to answer; it only opens its database and its socket before it does."""
 LOG_LIMIT = 10 * 1024 * 1024
@@ -132,30 +133,43 @@ async def _start(
     say(f"mvm: no agent runs; starting one in the background (log: {log})")
     descriptor = await asyncio.to_thread(_open_log, log)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
-            cwd="/",
-            env={**environment, **_settings(locations)},
-            start_new_session=True,
-        )
+        pid = _spawn(command, {**environment, **_settings(locations)}, output=descriptor)
     finally:
         os.close(descriptor)
     deadline = asyncio.get_running_loop().time() + START_LIMIT
     while not await client.answers():
-        if process.returncode is not None:
+        if (status := _ended(pid)) is not None:
             raise Unavailable(
-                f"the agent ended with status {process.returncode} while it started: {_last_line(log)}",
+                f"the agent ended with status {status} while it started: {_last_line(log)}",
                 hint=f"its log is {log}; `mvm agent serve` starts it in the foreground",
             )
         if asyncio.get_running_loop().time() > deadline:
             raise TimedOut(
-                f"the agent (process {process.pid}) did not answer within {START_LIMIT:g} s of its start",
+                f"the agent (process {pid}) did not answer within {START_LIMIT:g} s of its start",
                 hint=f"its log is {log}",
             )
         await asyncio.sleep(_POLL_SECONDS)
+
+
+def _spawn(command: Sequence[str], environment: Mapping[str, str], *, output: int) -> int:
+    """Start a process in a session of its own, which outlives this one and is not waited for."""
+    return os.posix_spawn(
+        command[0],
+        list(command),
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, output, 1),
+            (os.POSIX_SPAWN_DUP2, output, 2),
+        ],
+        setsid=True,
+    )
+
+
+def _ended(pid: int) -> int | None:
+    """Exit status (minus the signal) of a child that has ended, None of one that runs."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
 
 
 def _settings(locations: Locations) -> dict[str, str]:
