@@ -112,10 +112,9 @@ def decode_body(body: bytes) -> JsonValue:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise FrameError(FrameFault.NOT_UTF8, f"byte {error.start} of the frame is not UTF-8") from None
-    deep = _deeper_than(body, MAX_DEPTH)
-    value = _load(text)
-    if deep:
+    if _deeper_than(body, MAX_DEPTH):
         raise _too_deep()
+    value = _load(text)
     if _SURROGATE_ESCAPE.search(body):
         _refuse_surrogates(value, "")
     return value
@@ -178,7 +177,9 @@ def _too_long(length: int, limit: int) -> FrameError:
 
 
 def _too_deep() -> FrameError:
-    return FrameError(FrameFault.DEPTH, f"the frame is nested deeper than {MAX_DEPTH} levels")
+    return FrameError(
+        FrameFault.DEPTH, f"the frame is nested deeper than {MAX_DEPTH} levels, or its brackets do not match"
+    )
 
 
 def _deeper_than(body: bytes, limit: int) -> bool:
@@ -187,9 +188,10 @@ def _deeper_than(body: bytes, limit: int) -> bool:
         return False
     brackets = _STRING.sub(b"", body).translate(_ONLY_BRACKETS, _NOT_BRACKETS)
     for _ in range(limit):  # each pass takes away the innermost level
-        if not brackets:
-            return False
-        brackets = brackets.replace(b"[]", b"")
+        rest = brackets.replace(b"[]", b"")
+        if len(rest) == len(brackets):
+            break
+        brackets = rest
     return bool(brackets)
 
 
