@@ -1,0 +1,84 @@
+"""`mvm doctor`: each check tries the thing itself and says what to do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.unit.cli.conftest import ScriptedAgent, Type
+
+from mvm.cli import checks
+from mvm.cli.checks import Verdict
+from mvm.host.locations import Locations, locate
+
+
+@pytest.fixture
+def locations(tmp_path: Path) -> Locations:
+    return locate({"state_dir": str(tmp_path / "s"), "run_dir": "/tmp/mvm-none"}, {}, tmp_path)
+
+
+def test_the_report_names_every_check_and_where_each_setting_came_from(agent: ScriptedAgent, mvm: Type) -> None:
+    typed = mvm("doctor", "--json")
+    document = typed.document
+    assert typed.status == (0 if document["healthy"] else 1)
+    names = {check["name"] for check in document["checks"]}
+    assert {"python", "node", "openclaw", "kvm", "loopback", "secrets", "disk", "agent", "cgroups"} <= names
+    assert all(check["matters"] for check in document["checks"])
+    origins = {setting["name"]: setting["origin"] for setting in document["settings"]}
+    assert origins["run_dir"] == "environment MVM_RUN_DIR"
+    assert origins["runtime"] == "default"
+
+
+def test_people_are_told_why_and_what_to_type(agent: ScriptedAgent, mvm: Type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "LOW_DISK_MIB", 10**12)
+    typed = mvm("doctor")
+    assert "warning  disk" in typed.out
+    assert "why: data and sleeping instances are kept there" in typed.out
+    assert "do:  free some space" in typed.out
+
+
+def test_a_machine_without_kvm_is_told_so(tmp_path: Path) -> None:
+    missing = checks.kvm(tmp_path / "kvm")
+    assert missing.verdict is Verdict.WARNING
+    assert "there is no" in missing.found
+    fake = tmp_path / "kvm"
+    fake.touch()
+    assert checks.kvm(fake).verdict is Verdict.WARNING
+    assert "makes no machine" in checks.kvm(fake).found
+
+
+def test_an_openclaw_that_is_not_installed_is_a_warning(locations: Locations, tmp_path: Path) -> None:
+    found = checks.openclaw_installation(replace(locations, programs_dir=tmp_path))
+    assert (found.verdict, found.remedy) == (Verdict.WARNING, "make setup")
+
+
+def test_secrets_on_a_disk_are_a_warning(locations: Locations) -> None:
+    assert checks.secrets_memory(replace(locations, secrets_in_memory=True)).verdict is Verdict.OK
+    assert checks.secrets_memory(replace(locations, secrets_in_memory=False)).verdict is Verdict.WARNING
+
+
+@pytest.mark.parametrize(("files", "verdict"), [((), Verdict.WARNING), (("cgroup.controllers",), Verdict.OK)])
+def test_control_groups_need_version_two(tmp_path: Path, files: tuple[str, ...], verdict: Verdict) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    assert checks.control_groups(tmp_path).verdict is verdict
+
+
+def test_the_settings_of_a_broken_configuration_file_are_an_error(
+    mvm: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mvm.toml").write_text('runtime = "vmware"\n')
+    monkeypatch.chdir(tmp_path)
+    typed = mvm("doctor")
+    assert typed.status == 2
+    assert "mvm.toml:1" in typed.error[0]
+
+
+async def test_no_agent_is_fine_and_a_socket_nobody_answers_on_is_not(locations: Locations, tmp_path: Path) -> None:
+    quiet = replace(locations, run_dir=tmp_path, origins={**locations.origins, "run_dir": "flag"})
+    assert (await checks.agent(quiet)).found == "none runs"
+    quiet.socket.touch()
+    stale = await checks.agent(quiet)
+    assert stale.verdict is Verdict.WARNING
+    assert "mvm agent serve" in str(stale.remedy)
