@@ -44,8 +44,6 @@ class Picture:
     """Gateways: everybody whom this gateway serves."""
     worker_tokens: Mapping[str, str] = field(default_factory=dict)
     """Gateways: instance id -> OpenClaw token of every worker that it delivers to."""
-    discord_plugin_dir: str | None = None
-    """Directory of OpenClaw's Discord channel as the guest sees it, where it is installed."""
     dns: tuple[str, ...] = ()
 
 
@@ -131,6 +129,7 @@ def _openclaw_section(picture: Picture) -> Json:
         "plugin_dir": layout.plugin_dir,
         "forwarder_port": DELIVERY_PORT,
         "outbound_port": OUTBOUND_PORT,
+        "live_secrets": sorted(render.LIVE_SECRETS),
     }
     if picture.pool.role is Role.GATEWAY:
         return section
@@ -160,7 +159,7 @@ def _openclaw_config(picture: Picture) -> render.JsonObject:
             router_port=layout.router_port,
             router_token_file=f"{layout.run}/openclaw/router-token",
             telegram_api_root=settings.telegram_api_root,
-            discord_plugin_dir=picture.discord_plugin_dir,
+            discord_plugin_dir=layout.discord_plugin_dir,
         )
     return render.worker_config(
         place(layout),

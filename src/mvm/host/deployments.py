@@ -12,7 +12,7 @@ from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
 from mvm.host.contracts import InstanceOperations
 from mvm.host.gateways import Gateways
-from mvm.host.plan import Action, Kind, Present, by_priority, plan, tenant_settings
+from mvm.host.plan import Action, Kind, Present, plan, tenant_settings
 from mvm.host.pools import Pools
 from mvm.host.progress import Progress, silent
 from mvm.host.reports import Activity, Reports
@@ -21,7 +21,7 @@ from mvm.host.tenants import TenantChanges, Tenants
 from mvm.host.users import Users
 from mvm.model.deployment import Deployment
 from mvm.model.entities import Instance, PoolSpec, UserSpec
-from mvm.model.errors import MvmError, TimedOut, Unavailable
+from mvm.model.errors import MvmError, QuotaExceeded, TimedOut, Unavailable
 from mvm.model.ids import TenantId
 from mvm.model.roles import Role
 from mvm.model.states import State
@@ -29,6 +29,8 @@ from mvm.model.states import State
 READY_LIMIT_SECONDS = 600.0
 """How long `wait_until_ready` waits: a cold start of OpenClaw in an emulated VM takes three minutes."""
 _LOOK_AGAIN_SECONDS = 1.0
+
+_STARTS = (Kind.SCALE_POOL, Kind.START_WORKER)
 
 Undo = Callable[[], Awaitable[object]]
 
@@ -129,11 +131,11 @@ class Deployments:
         return plan(wanted, present, differing_secrets=await self._secrets.differing(wanted.name, secrets))
 
     async def _carry_out(self, run: _Run, actions: tuple[Action, ...]) -> None:
-        before_counts = [action for action in actions if action.kind is not Kind.SCALE_POOL]
-        for number, action in enumerate(before_counts):
+        records = [action for action in actions if action.kind not in _STARTS]
+        for number, action in enumerate(records):
             run.progress(f"{action.kind} {action.object}", done=number, total=len(actions))
             await self._do(run, action)
-        await self._bring_up(run, {a.subject.pool_id for a in actions if isinstance(a.subject, PoolSpec)})
+        await self._bring_up(run, [action for action in actions if action.kind in _STARTS])
 
     async def _do(self, run: _Run, action: Action) -> None:
         tenant_id, actor = run.wanted.name, run.actor
@@ -186,13 +188,29 @@ class Deployments:
     async def _remove_user(self, run: _Run, user: UserSpec) -> None:
         await self._users.remove(run.wanted.name, user.user_id, actor=run.actor)
 
-    async def _bring_up(self, run: _Run, concerned: set[str]) -> None:
-        """Start what is to run, all pools at once; a failure of one is raised when all have come to an end."""
-        specs = [spec for spec in by_priority(run.wanted.pools) if spec.pool_id in concerned]
-        results = await asyncio.gather(*(self._bring_pool_up(run, spec) for spec in specs), return_exceptions=True)
-        for result in results:
+    async def _bring_up(self, run: _Run, starts: list[Action]) -> None:
+        """Start what is to run, all at once; a failure of one is raised when all have come to an end."""
+        work = []
+        for action in starts:
+            match action.kind, action.subject:
+                case Kind.SCALE_POOL, PoolSpec() as pool:
+                    work.append(self._bring_pool_up(run, pool))
+                case Kind.START_WORKER, UserSpec() as user:
+                    work.append(self._start_worker(run, user))
+        for result in await asyncio.gather(*work, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
+
+    async def _start_worker(self, run: _Run, spec: UserSpec) -> None:
+        bound = self._users.get(run.wanted.name, spec.user_id).instance_id
+        if bound is None or (worker := self._catalog.instances.get(bound)) is None:
+            return
+        run.progress(f"starting the worker of {spec.user_id}")
+        try:
+            await self._operations.start(worker.ref, actor=run.actor)
+        except QuotaExceeded as full:
+            # More users than may run at once: this one's worker comes up with their first message.
+            run.progress(f"the worker of {spec.user_id} is left for later: {full.message}")
 
     async def _bring_pool_up(self, run: _Run, spec: PoolSpec) -> None:
         pool = self._catalog.pool(run.wanted.name, spec.pool_id)

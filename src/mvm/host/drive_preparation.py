@@ -34,7 +34,7 @@ class _Prepared(Frozen):
     config_version: int = 0
     sealed_secrets_digest: str = ""
     secrets_epoch: int = 0
-    layout: dict[str, str | int] = Field(default_factory=dict)
+    layout: dict[str, str | int | None] = Field(default_factory=dict)
     guest_ip: str = ""
 
 
@@ -49,7 +49,6 @@ class DrivePreparer:
         secrets: SecretStore,
         cipher: Cipher,
         gateways: Gateways,
-        discord_plugin_dir: str | None = None,
         dns: tuple[str, ...] = (),
     ) -> None:
         self._catalog = catalog
@@ -57,7 +56,6 @@ class DrivePreparer:
         self._secrets = secrets
         self._cipher = cipher
         self._gateways = gateways
-        self._discord_plugin_dir = discord_plugin_dir
         self._dns = dns
         self._prepared: dict[InstanceId, _Prepared] = {}
         self.on_gateway_moved: Callable[[Instance], None] = lambda _: None
@@ -103,7 +101,6 @@ class DrivePreparer:
             secrets=await self._secrets.visible(instance, pool),
             served=served,
             worker_tokens=await self._secrets.openclaw_tokens(self._workers_of(served)),
-            discord_plugin_dir=self._discord_plugin_dir,
             dns=self._dns,
         )
 

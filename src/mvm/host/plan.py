@@ -32,6 +32,7 @@ class Kind(StrEnum):
     UPDATE_USER = "update user"
     BIND_USER = "make worker"
     SCALE_POOL = "scale pool"
+    START_WORKER = "start worker"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def plan(wanted: Deployment, present: Present, *, differing_secrets: Collection[
         *_secret_actions(wanted, differing_secrets),
         *_user_actions(wanted, present),
         *_count_actions(wanted, present),
+        *_worker_actions(wanted, present),
     ]
 
 
@@ -175,6 +177,16 @@ def _count_actions(wanted: Deployment, present: Present) -> Iterator[Action]:
             counts = {action: sum(action in step.actions for step in steps) for action in Do}
             doings = [f"{count} to {action}" for action, count in counts.items() if count]
             yield Action(Kind.SCALE_POOL, f"{wanted.name}/{spec.pool_id}", f"instances: {_listed(doings)}", spec)
+
+
+def _worker_actions(wanted: Deployment, present: Present) -> Iterator[Action]:
+    """A worker is started once, so that its person's first message meets a warm one; policy then puts it to rest."""
+    workers = {instance.instance_id: instance for instance in present.instances}
+    for spec in wanted.users:
+        user = present.users.get(spec.user_id)
+        worker = workers.get(user.instance_id) if user is not None and user.instance_id is not None else None
+        if worker is None or worker.state in (State.CREATED, State.READY):
+            yield Action(Kind.START_WORKER, spec.user_id, "it has never run", spec)
 
 
 def _ready(tenant_id: TenantId, spec: PoolSpec, user: UserId) -> Instance:

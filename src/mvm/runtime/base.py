@@ -102,6 +102,8 @@ class GuestLayout:
     """`/etc/mvm-config`."""
     plugin_dir: str
     """Directory of mvm's OpenClaw plugin."""
+    discord_plugin_dir: str | None = None
+    """Directory of OpenClaw's Discord channel, where it is installed."""
     openclaw_port: int = 18789
     """Loopback port of OpenClaw's own gateway."""
     router_port: int = 18791

@@ -10,7 +10,7 @@ from mvm.host.plan import Kind
 from mvm.host.reports import Activity
 from mvm.model.deployment import Deployment
 from mvm.model.entities import OPENCLAW_QUOTAS, DesiredCounts, Instance, OpenClawSettings, PoolSpec, UserSpec
-from mvm.model.errors import Conflict, InvalidInput, MvmError, TimedOut, Unavailable
+from mvm.model.errors import Conflict, InvalidInput, MvmError, QuotaExceeded, TimedOut, Unavailable
 from mvm.model.ids import PoolId, UserId
 from mvm.model.roles import Role
 from mvm.model.states import State
@@ -235,3 +235,26 @@ async def test_without_a_gateway_that_serves_it_a_deployment_is_not_ready(servic
     await apply(services, deployment(pools=(WORKER_POOL,), gateway_tenant="hub"))
     with pytest.raises(TimedOut, match="a gateway that serves alice"):
         await services.deployments.wait_until_ready(ALICE, limit=0)
+
+
+async def test_every_new_worker_is_started_once_whatever_the_pools_counts_are(services: Services) -> None:
+    none = WORKER_POOL.model_copy(update={"desired": DesiredCounts()})
+    await apply(services, deployment(pools=(none, GATEWAY_POOL)))
+    (worker,) = services.catalog.instances_of(ALICE, WORKERS)
+    assert worker.state is State.RUNNING
+    await services.operations.stop(worker.ref, actor="operator")
+    assert await apply(services, deployment(pools=(none, GATEWAY_POOL))) == []
+
+
+async def test_a_worker_for_which_there_is_no_room_is_left_for_its_first_message(services: Services) -> None:
+    none = WORKER_POOL.model_copy(update={"desired": DesiredCounts()})
+
+    def fails(what: str, about: Instance | PoolId) -> MvmError | None:
+        is_worker = isinstance(about, Instance) and about.pool_id == WORKERS
+        return QuotaExceeded("max_running") if what == "start" and is_worker else None
+
+    services.operations.fails = fails
+    await apply(services, deployment(pools=(none, GATEWAY_POOL)))
+    (worker,) = services.catalog.instances_of(ALICE, WORKERS)
+    assert worker.state is State.READY
+    assert [i.pool_id for i in await services.deployments.wait_until_ready(ALICE)] == [GATEWAYS]

@@ -13,6 +13,7 @@ from mvm.host.tenants import TenantChanges
 from mvm.model.entities import Instance, OpenClawSettings, Pool
 from mvm.model.errors import Conflict, InvalidInput
 from mvm.model.ids import UserId
+from mvm.openclaw.render import LIVE_SECRETS
 from mvm.runtime.base import GuestLayout, Machine
 
 KEY = "sk-ant-0123456789abcdef"
@@ -106,6 +107,7 @@ async def test_a_worker_finds_who_may_deliver_to_it_and_where_to_post(services: 
         "plugin_dir": "/opt/mvm/openclaw-plugin",
         "forwarder_port": 18789,
         "outbound_port": 18790,
+        "live_secrets": sorted(LIVE_SECRETS),
         "delivery_sources": [gateway.network.guest_ip],
         "gateway_url": f"http://{gateway.network.guest_ip}:18790",
         "worker_key": "alice.bob",
