@@ -35,7 +35,7 @@ from mvm.host.observation import Observer
 from mvm.host.pairing import Pairing
 from mvm.host.policy_loop import PolicyLoop
 from mvm.host.pools import Pools
-from mvm.host.programs import expected_installation, host_programs
+from mvm.host.programs import host_programs
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.records import Records
 from mvm.host.recovery import Recovery
@@ -125,7 +125,6 @@ async def open_host(
             secrets=secrets,
             cipher=vault,
             gateways=gateways,
-            discord_plugin_dir=str(expected_installation(locations).discord_dir),
         )
         attachments = Attachments(lambda ref: desk.handler_for(ref))
         stack.push_async_callback(attachments.close)

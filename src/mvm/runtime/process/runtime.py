@@ -15,7 +15,6 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from socket import socket
 
 from mvm.guest import processes
 from mvm.guest.processes import Identity
@@ -33,7 +32,7 @@ from mvm.runtime.base import (
     Snapshot,
 )
 from mvm.runtime.process import bounds, claims, ending, spawning, supervision
-from mvm.runtime.process.claims import PortBlock
+from mvm.runtime.process.claims import Claim, PortBlock
 from mvm.runtime.process.directories import Directories
 from mvm.runtime.process.records import Record
 
@@ -41,6 +40,8 @@ log = logging.getLogger(__name__)
 
 START_SECONDS = 20.0
 FREEZE_SECONDS = 15.0
+LEFTOVER_GRACE_SECONDS = 10.0
+"""What a start leaves to processes of an instance whose supervisor was killed."""
 STOP_MARGIN_SECONDS = 5.0
 """How much longer than its grace a supervisor may take before it is killed."""
 _POLL_SECONDS = 0.01
@@ -98,7 +99,7 @@ class ProcessRuntime:
         self._environment = dict(os.environ if environment is None else environment)
         self._chance = chance or random.SystemRandom()
         self._start_seconds = start_seconds
-        self._addresses: dict[str, socket] = {}
+        self._addresses: dict[str, Claim] = {}
         self._ports: dict[InstanceId, PortBlock] = {}
         self._told_bounds: set[str] = set()
 
@@ -142,6 +143,7 @@ class ProcessRuntime:
             secrets=str(directories.secrets),
             config=str(directories.config),
             plugin_dir=str(self._programs.plugin_dir),
+            discord_plugin_dir=_discord_beside(self._programs.openclaw_dir),
             openclaw_port=ports.openclaw,
             router_port=ports.router,
             outbox_port=ports.outbox,
@@ -153,7 +155,7 @@ class ProcessRuntime:
         if (running := await self.find(machine)) is not None:
             raise MvmError(f"{machine.ref} runs already (pid {running.pid})", hint="stop it first")
         directories = Directories.of(machine)
-        await self._end_everything(machine, directories)
+        await self._end_everything(machine, directories, grace_seconds=LEFTOVER_GRACE_SECONDS)
         directories.make_root()
         try:
             identity = await asyncio.to_thread(
@@ -198,19 +200,26 @@ class ProcessRuntime:
         """Have the supervisor end its services within the grace, then end whatever is left."""
         directories = Directories.of(machine)
         identity = _identity(process)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_seconds
         clean = False
         if processes.alive(identity):
             try:
                 # A paused service would not hear that it should end.
                 await supervision.ask(directories.supervisor_socket, {"op": "thaw"}, seconds=FREEZE_SECONDS)
                 request = {"op": "shutdown", "grace_seconds": grace_seconds}
-                await supervision.ask(
+                answer = await supervision.ask(
                     directories.supervisor_socket, request, seconds=grace_seconds + STOP_MARGIN_SECONDS
                 )
-                clean = not await processes.wait_until_ended([identity], STOP_MARGIN_SECONDS)
+                left = await processes.wait_until_ended([identity], STOP_MARGIN_SECONDS)
+                clean = not left and not answer.get("killed")
             except (Unavailable, TimedOut) as error:
                 log.warning("%s does not end by itself and is killed: %s", machine.ref, error.message)
-        await self._end_everything(machine, directories)
+                # Its supervisor does not do it: whatever of the grace is left goes to its services directly.
+                grace_seconds = max(0.0, deadline - loop.time())
+        else:
+            grace_seconds = min(grace_seconds, LEFTOVER_GRACE_SECONDS)
+        await self._end_everything(machine, directories, grace_seconds=grace_seconds)
         spawning.reap(identity)
         return clean
 
@@ -325,17 +334,18 @@ class ProcessRuntime:
                 )
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _end_everything(self, machine: Machine, directories: Directories) -> None:
+    async def _end_everything(self, machine: Machine, directories: Directories, *, grace_seconds: float = 0.0) -> None:
         """Nothing of the instance runs afterwards; its record goes with it."""
         record = Record.load(directories.record)
-        await ending.end_all(directories.root, record.groups if record else (), who=str(machine.ref))
+        groups = record.groups if record else ()
+        await ending.end_all(directories.root, groups, who=str(machine.ref), grace_seconds=grace_seconds)
         if record is not None:
             spawning.reap(record.identity)
         directories.record.unlink(missing_ok=True)
 
     # Claims
 
-    def _held(self, machine: Machine) -> list[socket]:
+    def _held(self, machine: Machine) -> list[Claim]:
         address = self._addresses.get(machine.guest_ip)
         ports = self._ports.get(machine.ref.instance_id)
         return [*([address] if address else []), *([ports.claim] if ports else [])]
@@ -352,3 +362,9 @@ class ProcessRuntime:
 
 def _identity(process: ProcessIdentity) -> Identity:
     return Identity(process.pid, process.start_time)
+
+
+def _discord_beside(openclaw_dir: Path) -> str | None:
+    """Directory of OpenClaw's Discord channel, which npm installs beside OpenClaw; None when it is not there."""
+    directory = openclaw_dir.parent / "@openclaw/discord"
+    return str(directory) if (directory / "package.json").is_file() else None
