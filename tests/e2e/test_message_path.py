@@ -56,8 +56,9 @@ async def test_a_message_to_a_sleeper_wakes_it_with_a_timeline(family: Operator)
     await family.sleep(worker)
     assert family.processes_of(worker) == [], "a sleeping worker has no process"
     assert await family.say(ALICE, "good morning") == ["You said: good morning"]
-    overview = await family.mvm("connect", "family")
-    assert "restore" in overview
+    woken = await family.ask("instance", "info", family.address(worker))
+    stages = [stage["stage"] for stage in woken["last_wake"]["stages"]]
+    assert {"queue", "drives", "network", "restore", "agent", "service"} <= set(stages)
 
 
 async def test_twenty_messages_at_once_to_a_sleeper_are_all_answered_in_order(family: Operator) -> None:

@@ -1,4 +1,4 @@
-"""Whether Telegram, Discord and the model provider know the keys that a deployment is given, asked before it is created.
+"""Whether Telegram, Discord and the model provider know the keys of a deployment, asked before it is created.
 
 Each check is one harmless request with a short time limit. A service that says no makes the deployment fail at once,
 naming the key by its place; one that cannot be reached is only a note, because the machine may be set up before its
@@ -32,7 +32,7 @@ _UNKNOWN = frozenset({401, 403, 404})
 class _Check:
     """One request that tells whether a key is known."""
 
-    secret: str
+    place: str
     """Place of the key, `<scope>/<KEY>`."""
     service: str
     url: str
@@ -86,7 +86,7 @@ def _checks(settings: OpenClawSettings, values: Mapping[str, str]) -> list[_Chec
         # 404 is Telegram's answer to a token that never was one of its own.
         checks.append(
             _Check(
-                secret="telegram/TELEGRAM_BOT_TOKEN",
+                place="telegram/TELEGRAM_BOT_TOKEN",
                 service="Telegram",
                 url=f"{root}/bot{token}/getMe",
                 headers={},
@@ -96,7 +96,7 @@ def _checks(settings: OpenClawSettings, values: Mapping[str, str]) -> list[_Chec
     if (token := values.get("discord/DISCORD_BOT_TOKEN")) is not None:
         checks.append(
             _Check(
-                secret="discord/DISCORD_BOT_TOKEN",
+                place="discord/DISCORD_BOT_TOKEN",
                 service="Discord",
                 url=f"{DISCORD_API}/users/@me",
                 headers={"authorization": f"Bot {token}"},
@@ -109,7 +109,7 @@ def _checks(settings: OpenClawSettings, values: Mapping[str, str]) -> list[_Chec
         root = (settings.provider_base_url or ANTHROPIC_API).rstrip("/")
         checks.append(
             _Check(
-                secret="anthropic/ANTHROPIC_API_KEY",
+                place="anthropic/ANTHROPIC_API_KEY",
                 service="Anthropic",
                 url=f"{root}/v1/models",
                 headers={"x-api-key": anthropic, "anthropic-version": ANTHROPIC_VERSION},
@@ -121,7 +121,7 @@ def _checks(settings: OpenClawSettings, values: Mapping[str, str]) -> list[_Chec
         root = (base or OPENAI_API).rstrip("/").removesuffix("/v1")
         checks.append(
             _Check(
-                secret="openai/OPENAI_API_KEY",
+                place="openai/OPENAI_API_KEY",
                 service="OpenAI",
                 url=f"{root}/v1/models",
                 headers={"authorization": f"Bearer {openai}"},
@@ -137,14 +137,12 @@ async def _ask(session: aiohttp.ClientSession, check: _Check) -> _Outcome | None
         async with session.get(check.url, headers=check.headers, allow_redirects=False) as response:
             status = response.status
     except TimeoutError:
-        return _Outcome(
-            f"{check.service} did not answer within {LIMIT_SECONDS:g} s; {check.secret} is unchecked", False
-        )
+        return _Outcome(f"{check.service} did not answer within {LIMIT_SECONDS:g} s; {check.place} is unchecked", False)
     except aiohttp.ClientError as error:
         reason = type(error).__name__
-        return _Outcome(f"{check.service} cannot be reached ({reason}); {check.secret} is unchecked", False)
+        return _Outcome(f"{check.service} cannot be reached ({reason}); {check.place} is unchecked", False)
     if status in check.unknown:
-        return _Outcome(f"{check.service} does not know the key {check.secret} (HTTP {status})", True)
+        return _Outcome(f"{check.service} does not know the key {check.place} (HTTP {status})", True)
     if status >= 400:
-        return _Outcome(f"{check.service} answered HTTP {status}; {check.secret} is unchecked", False)
+        return _Outcome(f"{check.service} answered HTTP {status}; {check.place} is unchecked", False)
     return None
