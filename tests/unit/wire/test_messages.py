@@ -159,7 +159,7 @@ def test_every_message_of_each_direction_is_covered_above() -> None:
 
 @pytest.mark.parametrize(("parse", "kinds"), SETS)
 def test_every_message_travels(parse: Callable[[JsonValue], Any], kinds: tuple[Any, ...]) -> None:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(anyone_of(*kinds))
     def check(message: Any) -> None:
         assert parse(decode(encode(m.render(message)))) == message
@@ -182,7 +182,7 @@ def test_nothing_but_messages_is_understood(parse: Callable[[JsonValue], Any], k
         st.just("x" * 10_000),
     )
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(anyone_of(*kinds), junk, st.data())
     def check(message: Any, other: Any, data: st.DataObject) -> None:
         shape = copy.deepcopy(m.render(message))
@@ -311,7 +311,7 @@ def test_refusals_name_the_place_and_the_rule(value: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "peer", ["telegram:", "telegram:abc", "sms:1", "telegram:1\n", "telegram:" + "1" * 21, "telegram:١"]
+    "peer", ["telegram:", "telegram:abc", "sms:1", "telegram:1\n", "telegram:" + "1" * 21, "telegram:" + chr(0x661)]
 )
 def test_a_peer_is_checked(peer: str) -> None:
     with pytest.raises(MessageError, match=r"RequestPairing\.peer"):
@@ -325,14 +325,15 @@ def test_an_address_is_checked(address: str) -> None:
 
 
 def test_a_direction_understands_only_its_own_messages() -> None:
-    for value, parse in (
+    cases: list[tuple[Any, Callable[[JsonValue], Any]]] = [
         ({"WakeInstance": TARGET}, m.parse_request),
         ("QueryHostTime", m.parse_request),
         ("Ping", m.parse_host_request),
         ({"Exec": {"argv": ["x"], "timeout_secs": 1}}, m.parse_host_request),
         ("Ok", m.parse_answer),
         ("Pong", m.parse_host_answer),
-    ):
+    ]
+    for value, parse in cases:
         with pytest.raises(MessageError, match="unknown message"):
             parse(value)
 
