@@ -103,7 +103,7 @@ def test_a_block_with_a_taken_port_is_passed_over(listen: Callable[[str, int], s
 
 
 def test_a_machine_without_free_ports_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def taken(address: str, port: int) -> socket.socket:
+    def taken(address: str, port: int) -> claims.Claim:
         raise OSError("in use")
 
     monkeypatch.setattr(claims, "bound", taken)

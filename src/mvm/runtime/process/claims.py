@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import os
 import random
 import socket
 from collections.abc import Iterator
@@ -37,12 +38,32 @@ PORT_ATTEMPTS = 200
 _FIXED = ipaddress.ip_network("10.240.0.0/12")
 
 
+class Claim:
+    """A bound socket's file descriptor; let go of by `close`, by whoever forgets the object, and by the kernel."""
+
+    def __init__(self, bound_socket: socket.socket) -> None:
+        self._descriptor = bound_socket.detach()
+
+    def fileno(self) -> int:
+        """The descriptor to pass on."""
+        return self._descriptor
+
+    def close(self) -> None:
+        """Let go of it here; whoever inherited it holds it still. Idempotent."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
 @dataclass(frozen=True)
 class PortBlock:
     """A claimed block of loopback ports."""
 
     first: int
-    claim: socket.socket
+    claim: Claim
 
     @property
     def openclaw(self) -> int:
@@ -74,7 +95,7 @@ def other_addresses(chance: random.Random) -> Iterator[str]:
         yield f"127.{chance.randrange(64, 192)}.{chance.randrange(256)}.{chance.randrange(3, 255)}"
 
 
-def claim_address(guest_ip: str, chance: random.Random) -> tuple[str, socket.socket]:
+def claim_address(guest_ip: str, chance: random.Random) -> tuple[str, Claim]:
     """Claim the loopback address for `guest_ip`, or another one when that is taken. Raises `Unavailable`."""
     wanted = loopback_address(guest_ip)
     reason = ""
@@ -90,7 +111,7 @@ def claim_address(guest_ip: str, chance: random.Random) -> tuple[str, socket.soc
     )
 
 
-def claim_free(address: str) -> socket.socket:
+def claim_free(address: str) -> Claim:
     """Claim exactly this address. Raises `OSError` when it, or a port that an instance needs on it, is taken."""
     claim = bound(address, CLAIM_PORT)
     try:
@@ -137,15 +158,11 @@ def ephemeral_start() -> int:
         return DEFAULT_EPHEMERAL_START
 
 
-def bound(address: str, port: int) -> socket.socket:
-    """A socket bound there, for whoever binds first only. Raises `OSError`."""
-    claim = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        claim.bind((address, port))
-    except OSError:
-        claim.close()
-        raise
-    return claim
+def bound(address: str, port: int) -> Claim:
+    """Claim that port for whoever binds first only. Raises `OSError`."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as exclusive:
+        exclusive.bind((address, port))
+        return Claim(exclusive)
 
 
 def require_free(address: str, port: int) -> None:

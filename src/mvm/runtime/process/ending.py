@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mvm.guest import processes
@@ -37,8 +39,17 @@ def is_supervisor(identity: processes.Identity, root: Path) -> bool:
     return processes.variable_of(identity.pid, ROOT_VARIABLE) == str(root)
 
 
-async def end_all(root: Path, groups: Sequence[Path], *, who: str) -> None:
-    """Kill every process of the instance and remove its control groups. Raises `MvmError` when one cannot be killed."""
+async def end_all(root: Path, groups: Sequence[Path], *, who: str, grace_seconds: float = 0.0) -> None:
+    """End every process of the instance and remove its control groups. Raises `MvmError` when one cannot be ended.
+
+    With a grace each is asked first: an OpenClaw whose supervisor was killed may be finishing a turn.
+    """
+    if grace_seconds > 0 and (found := members(root, groups)):
+        for process in found:
+            with suppress(PermissionError):
+                processes.send(process.identity, signal.SIGTERM)
+                processes.send(process.identity, signal.SIGCONT)
+        await processes.wait_until_ended([process.identity for process in found], grace_seconds)
     left = await processes.kill_all(lambda: members(root, groups), KILL_SECONDS)
     if left:
         pids = ", ".join(str(process.identity.pid) for process in left)

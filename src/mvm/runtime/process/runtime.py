@@ -205,8 +205,6 @@ class ProcessRuntime:
         clean = False
         if processes.alive(identity):
             try:
-                # A paused service would not hear that it should end.
-                await supervision.ask(directories.supervisor_socket, {"op": "thaw"}, seconds=FREEZE_SECONDS)
                 request = {"op": "shutdown", "grace_seconds": grace_seconds}
                 answer = await supervision.ask(
                     directories.supervisor_socket, request, seconds=grace_seconds + STOP_MARGIN_SECONDS
