@@ -19,7 +19,7 @@ from mvm.demo.model_provider.script import Rule, Step, improvise
 SERVER_NAME = "mvm-model-standin"
 ABOUT = "a stand-in for model providers, part of mvm; there is no model behind it"
 DEFAULT_MODEL = "claude-sonnet-4-5"
-MODELS = (DEFAULT_MODEL, "claude-opus-4-5", "claude-haiku-4-5")
+MODELS = (DEFAULT_MODEL, "claude-opus-5", "claude-opus-4-5", "claude-haiku-4-5", "gpt-6-astra")
 _MAX_REQUEST_BYTES = 32 * 1024 * 1024
 
 
