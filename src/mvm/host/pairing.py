@@ -25,12 +25,10 @@ from mvm.model.entities import User
 from mvm.model.errors import InvalidInput, NotFound, QuotaExceeded
 from mvm.model.ids import TenantId, UserId
 from mvm.model.routes import Peer
+from mvm.security.tokens import normalised_code, pairing_code
 from mvm.store.base import Store
 
 CODE_LIFETIME = timedelta(minutes=15)
-ALPHABET = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"
-"""Without 0, O, 1, I and L, which people take for each other."""
-CODE_LENGTH = 6
 MAX_ANSWERS_PER_CODE = 3
 """How often one stranger is told their code; who writes on is not answered until it has expired."""
 MAX_CODES_PER_GATEWAY = 20
@@ -106,7 +104,7 @@ class Pairing:
         channel. Raises `NotFound` for a code that is wrong, used or expired, `QuotaExceeded` after too many of those.
         A code whose pairing fails (no such user, sender taken) stays valid.
         """
-        code = code.strip().upper()
+        code = normalised_code(code)
         serving = self._gateways.serving_tenant(tenant_id)
         if serving is None:
             raise NotFound(
@@ -181,10 +179,8 @@ class Pairing:
 
     def _new_code(self, taken: Callable[[str], bool]) -> str:
         while True:
-            # Bytes past the last whole multiple would make the first letters likelier.
-            usable = (byte for byte in self._clock.entropy(64) if byte < 256 - 256 % len(ALPHABET))
-            code = "".join(ALPHABET[byte % len(ALPHABET)] for byte, _ in zip(usable, range(CODE_LENGTH), strict=False))
-            if len(code) == CODE_LENGTH and not taken(code):
+            code = pairing_code(self._clock.entropy)
+            if not taken(code):
                 return code
 
 

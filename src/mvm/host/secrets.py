@@ -8,7 +8,6 @@ for the secrets drive of an instance that may see them.
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -20,10 +19,9 @@ from mvm.model.entities import Instance, Pool
 from mvm.model.errors import NotFound
 from mvm.model.ids import TenantId
 from mvm.model.secrets import LOGICAL_NAMES, OPENCLAW_TOKEN, SecretName, check_values, visible_secrets
+from mvm.security.tokens import random_token
 from mvm.store.base import Store
 from mvm.telemetry.redaction import SECRETS
-
-TOKEN_BYTES = 32
 
 
 class Cipher(Protocol):
@@ -140,7 +138,7 @@ class SecretStore:
             return self._cipher.open(self._tokens[key], context=key)
 
     async def _make_token(self, key: str) -> str:
-        token = base64.urlsafe_b64encode(self._clock.entropy(TOKEN_BYTES)).rstrip(b"=").decode()
+        token = random_token(self._clock.entropy)
         sealed = self._cipher.seal(token, context=key)
         await self._store.put(key, sealed)
         return sealed

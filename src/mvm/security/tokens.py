@@ -1,9 +1,8 @@
-"""Tokens, pairing codes, and comparing them without telling by time how much of a guess was right."""
+"""Random tokens, and the short codes that people type to pair a sender with a user."""
 
 from __future__ import annotations
 
 import base64
-import hmac
 import secrets
 from collections.abc import Callable
 
@@ -35,12 +34,3 @@ def pairing_code(entropy: Entropy = secrets.token_bytes) -> str:
 def normalised_code(typed: str) -> str:
     """A code as it was meant: people type lowercase letters, spaces and hyphens."""
     return "".join(typed.split()).replace("-", "").upper()
-
-
-def same(given: str, expected: str) -> bool:
-    """True when both are equal; takes the same time however much of them is. An empty secret equals nothing."""
-    return bool(expected) and hmac.compare_digest(_bytes(given), _bytes(expected))
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode(errors="surrogatepass")

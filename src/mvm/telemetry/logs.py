@@ -20,14 +20,11 @@ from pathlib import Path
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from mvm.model.errors import InvalidInput
 from mvm.telemetry.redaction import redact
 
-LEVEL_VARIABLE = "MVM_LOG"
 MAX_FILE_BYTES = 10 * 1024 * 1024
 KEPT_FILES = 2
 
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _MAX_DEPTH = 8
 
 
@@ -38,21 +35,10 @@ class LogStyle(StrEnum):
     CONSOLE = "console"
 
 
-def level_from(environment: Mapping[str, str]) -> int:
-    """The level that `MVM_LOG` names; `info` without it. Raises `InvalidInput` for an unknown one."""
-    name = environment.get(LEVEL_VARIABLE, "").strip().lower() or "info"
-    try:
-        return _LEVELS[name]
-    except KeyError:
-        raise InvalidInput(
-            f"{LEVEL_VARIABLE}={name[:40]!r} is no log level", hint=f"the levels are: {', '.join(_LEVELS)}"
-        ) from None
-
-
-def configure(style: LogStyle, *, level: int | None = None, file: Path | None = None) -> None:
+def configure(style: LogStyle, *, level: int, file: Path | None = None) -> None:
     """Send all logs of this process to stderr, or to `file` (mode 0600, rotated by size). A later call replaces it.
 
-    `level` is one of `logging`'s; without it `MVM_LOG` decides. Raises `OSError` when the file cannot be opened.
+    `level` is one of `logging`'s. Raises `OSError` when the file cannot be opened.
     """
     handler = logging.StreamHandler(sys.stderr) if file is None else _PrivateRotatingFile(file)
     shared: list[Processor] = [
@@ -78,7 +64,7 @@ def configure(style: LogStyle, *, level: int | None = None, file: Path | None = 
             root.removeHandler(old)
             old.close()
     root.addHandler(handler)
-    root.setLevel(level_from(os.environ) if level is None else level)
+    root.setLevel(level)
     logging.getLogger("asyncio").setLevel(logging.WARNING)  # what it says at debug is about itself
     structlog.configure(
         processors=[

@@ -13,9 +13,8 @@ from typing import Any, TypeAlias
 import pytest
 import structlog
 
-from mvm.model.errors import InvalidInput
 from mvm.telemetry import logs
-from mvm.telemetry.logs import LogStyle, bound, configure, level_from
+from mvm.telemetry.logs import LogStyle, bound, configure
 from mvm.telemetry.redaction import REDACTED, SECRETS
 
 Capture: TypeAlias = pytest.CaptureFixture[str]
@@ -105,25 +104,11 @@ def test_secrets_are_in_no_line(capsys: Capture, style: LogStyle) -> None:
     assert "RuntimeError" in text
 
 
-def test_levels_come_from_the_environment(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MVM_LOG", "warning")
-    configure(LogStyle.JSON)
+def test_what_is_below_the_level_is_left_out(capsys: Capture) -> None:
+    configure(LogStyle.JSON, level=logging.WARNING)
     structlog.get_logger("x").info("quiet")
     structlog.get_logger("x").warning("loud")
     assert [line["event"] for line in lines(capsys)] == ["loud"]
-
-
-@pytest.mark.parametrize(
-    ("value", "level"), [(None, logging.INFO), ("", logging.INFO), ("DEBUG", logging.DEBUG), (" error ", logging.ERROR)]
-)
-def test_a_level_is_named(value: str | None, level: int) -> None:
-    assert level_from({} if value is None else {"MVM_LOG": value}) == level
-
-
-def test_an_unknown_level_lists_the_valid_ones() -> None:
-    with pytest.raises(InvalidInput, match="loud") as refusal:
-        level_from({"MVM_LOG": "loud"})
-    assert "debug, info, warning, error" in (refusal.value.hint or "")
 
 
 def test_a_file_is_private_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
