@@ -100,7 +100,16 @@ def python_environment(wanted: str) -> None:
         )
     target = ["--python", str(VENV / "bin/python")]
     hint = "can this machine reach its package index? Run this again: what was downloaded is kept"
-    sync = [str(UV), "pip", "sync", "--quiet", *target, "--require-hashes", "requirements/dev.txt"]
+    sync = [
+        str(UV),
+        "pip",
+        "sync",
+        "--quiet",
+        *target,
+        "--compile-bytecode",
+        "--require-hashes",
+        "requirements/dev.txt",
+    ]
     run(sync, what="installing the locked packages", hint=hint)
     itself = [str(UV), "pip", "install", "--quiet", *target, "--no-deps", "--no-build-isolation", "--editable", "."]
     run(itself, what="installing mvm", hint="the line above says why")

@@ -22,6 +22,8 @@ MARK = "MVM_TEST_RUN"
 """Environment variable that every process started by the tests inherits."""
 NO_TESTS_COLLECTED = 5
 GRACE_SECONDS = 10.0
+OURS = "pytest"
+"""How the names of pytest's own directories in the temporary one begin."""
 
 
 def pytest(selection: str, arguments: list[str], environment: dict[str, str], basetemp: Path) -> int:
@@ -57,7 +59,7 @@ def left_behind(mark: str, temporary: Path, before: set[Path]) -> list[str]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     left += [f"{path}" for path in sorted(memory_files() - before)]
-    left += [f"{path}" for path in sorted(temporary.iterdir()) if not path.name.startswith("basetemp")]
+    left += [f"{path}" for path in sorted(temporary.iterdir()) if not path.name.startswith(OURS)]
     return left
 
 
@@ -73,12 +75,12 @@ def main() -> int:
         **os.environ,
         MARK: mark,
         "TMPDIR": str(temporary),
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(temporary / f"{OURS}-hypothesis"),
     }
     try:
         statuses = [
-            pytest(f"not openclaw{scope}", ["-n", "2", *arguments], environment, temporary / "basetemp1"),
-            pytest(f"openclaw{scope}", ["-n", "0", *arguments], environment, temporary / "basetemp2"),
+            pytest(f"not openclaw{scope}", ["-n", "2", *arguments], environment, temporary / f"{OURS}-1"),
+            pytest(f"openclaw{scope}", ["-n", "0", *arguments], environment, temporary / f"{OURS}-2"),
         ]
         left = left_behind(mark, temporary, before)
     finally:
