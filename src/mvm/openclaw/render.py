@@ -21,6 +21,8 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 JsonObject: TypeAlias = "dict[str, Json]"
 
 PLUGIN_ID = "mvm"
+# The worker's only channel, served by the plugin: it leads to the person through the outbox and the gateway.
+CHANNEL = "mvm"
 SECRETS_PROVIDER = "mvm"
 OWN_TOKEN = "OPENCLAW_AUTH_TOKEN"  # noqa: S105 - the name of a key, not a key
 
@@ -104,6 +106,8 @@ def gateway_config(
     config["models"] = {"mode": "replace", "providers": {}, "catalogRefresh": {"enabled": False}}
     config["tools"] = {"deny": ["*"]}
     config["cron"] = {"enabled": False}
+    # Its watchdog takes a dispatch that waits for a long turn on the worker for a stuck one and ends it after six minutes.
+    config["diagnostics"] = {"enabled": False}
     _plugin(
         config,
         place,
@@ -136,6 +140,9 @@ def worker_config(
             models["mode"] = "replace"
         models["providers"] = {provider: entry}
     config["models"] = models
+    config["channels"] = {CHANNEL: {"enabled": True}}
+    # A weekly review of skills by the model, on its own initiative.
+    config["skills"] = {"workshop": {"autonomous": {"mode": "off"}}}
     agents = config["agents"]
     assert isinstance(agents, dict)
     defaults = agents["defaults"]

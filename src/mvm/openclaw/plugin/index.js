@@ -1,16 +1,24 @@
 /**
  * The mvm plugin of OpenClaw. Its config names the role: `gateway` hands messages to workers, `worker` answers them.
  * Both serve the control socket, through which the guest agent checkpoints, restores and watches this OpenClaw.
+ *
+ * OpenClaw registers a plugin more than once in a process: again after a change of configuration, and once more for the
+ * registry that an agent's turn runs with (mode `discovery`). Hooks are therefore registered every time, and what they
+ * work on lives once per process.
  */
 import { definePluginEntry } from "openclaw/plugin-sdk/plugin-entry";
 import { Activity } from "./activity.js";
+import { Alarms } from "./alarms.js";
 import { ControlSocket, drainSeconds } from "./control.js";
 import { GatewayRole } from "./gateway.js";
 import { outboundHandler } from "./outbound.js";
-import { Router, readSecret } from "./router.js";
+import { readSecret, Router } from "./router.js";
 import { Sender } from "./sending.js";
 import { OwnGateway, Suspension } from "./suspension.js";
-import { registerWorker } from "./worker.js";
+import { registerChannel, registerWorkerHooks, watchTurns } from "./worker.js";
+
+const PROCESS_STATE = Symbol.for("mvm.openclaw.plugin");
+const WITHOUT_RUNTIME = new Set(["cli-metadata", "setup-only"]);
 
 export default definePluginEntry({
   id: "mvm",
@@ -18,54 +26,68 @@ export default definePluginEntry({
   description: "Joins OpenClaw to mvm",
   register(api) {
     const config = api.pluginConfig ?? {};
-    const log = logger(api.logger);
-    const activity = new Activity();
-    if (config.role === "worker") registerWorker({ api, config, activity, log });
-    if (api.registrationMode !== "full") return;
-    if (config.role === "gateway") registerGateway({ api, config, activity, log });
-    registerControl({ api, config, activity, log });
+    if (config.role === "worker" && api.registrationMode !== "tool-discovery") registerChannel({ api, config });
+    if (WITHOUT_RUNTIME.has(api.registrationMode)) return;
+    const state = (globalThis[PROCESS_STATE] ??= processState({ api, config }));
+    const full = api.registrationMode === "full";
+    if (config.role === "gateway") registerGateway({ api, state, full });
+    if (config.role === "worker") {
+      registerWorkerHooks({ api, state });
+      if (full) watchTurns({ api, state });
+    }
+    if (full) registerControl({ api, config, state });
   },
 });
 
-function registerGateway({ api, config, activity, log }) {
-  const router = new Router({ url: config.routerUrl, tokenFile: config.routerTokenFile });
-  const sender = new Sender({ currentConfig: () => api.runtime.config.current() });
-  const gateway = new GatewayRole({
-    router,
-    sender,
+function processState({ api, config }) {
+  const log = logger(api.logger);
+  const activity = new Activity();
+  const state = { activity, log, alarms: new Alarms({ activity, log }), port: api.config?.gateway?.port ?? 18789 };
+  const ownToken = () => readSecret(`${config.secretsDir}/openclaw/OPENCLAW_AUTH_TOKEN`).catch(() => null);
+  state.own = new OwnGateway({
+    port: () => state.port,
+    tokens: async () => [process.env.OPENCLAW_GATEWAY_TOKEN, await ownToken()],
+  });
+  state.suspension = new Suspension({ gateway: state.own, activity, log });
+  if (config.role !== "gateway") return state;
+  state.router = new Router({ url: config.routerUrl, tokenFile: config.routerTokenFile });
+  state.sender = new Sender({ currentConfig: () => api.runtime.config.current() });
+  state.gateway = new GatewayRole({
+    router: state.router,
+    sender: state.sender,
     activity,
     log,
     secretsDir: config.secretsDir,
     wakeTimeoutMs: (config.wakeTimeoutSeconds ?? 300) * 1000,
-    turnTimeoutMs: (config.turnTimeoutSeconds ?? 3600) * 1000,
+    turnTimeoutMs: (config.turnTimeoutSeconds ?? 24 * 3600) * 1000,
   });
-  api.on("reply_dispatch", (event, ctx) => gateway.dispatch(event, ctx), { priority: 1000 });
-  // A second lock on the same door: should a turn ever begin in the gateway, it ends before the model is asked.
-  api.on("before_agent_run", () => ({ block: true, blockReason: "no turn runs inside an mvm gateway" }), { priority: 1000 });
-  api.registerHttpRoute({
-    path: "/mvm/outbound",
-    auth: "plugin",
-    match: "exact",
-    handler: outboundHandler({ token: () => router.token(), sender, log }),
-  });
+  return state;
 }
 
-function registerControl({ api, config, activity, log }) {
-  let port = null;
-  const own = new OwnGateway({
-    port: () => port ?? api.config?.gateway?.port ?? 18789,
-    tokens: async () => [process.env.OPENCLAW_GATEWAY_TOKEN, await readSecret(`${config.secretsDir}/openclaw/OPENCLAW_AUTH_TOKEN`).catch(() => null)],
-    log,
-  });
-  const suspension = new Suspension({ gateway: own, activity, log });
-  const status = () => ({ ok: true, role: config.role, ...activity.snapshot(), detail: null });
+function registerGateway({ api, state, full }) {
+  const { gateway, router, sender, log } = state;
+  sender.currentConfig = () => api.runtime.config.current();
+  api.on("reply_dispatch", (event, ctx) => gateway.dispatch(event, ctx), { priority: 1000 });
+  // A second lock on the same door: should a turn ever begin in the gateway, it ends before the model is asked.
+  const locked = () => ({ outcome: "block", block: true, reason: "no turn runs inside an mvm gateway" });
+  api.on("before_agent_run", locked, { priority: 1000 });
+  if (!full) return;
+  const handler = outboundHandler({ token: () => router.token(), sender, log });
+  api.registerHttpRoute({ path: "/mvm/outbound", auth: "plugin", match: "exact", handler });
+}
+
+function registerControl({ api, config, state }) {
+  const { activity, suspension, own, log } = state;
   const socket = new ControlSocket({
     path: config.controlSocket,
     activity,
-    status,
+    status: () => ({ ok: true, role: config.role, ...activity.snapshot(), detail: null }),
     log,
     commands: {
-      CHECKPOINT: async (argument) => ({ ...(await suspension.take(drainSeconds(argument))), ...nextAlarm(activity) }),
+      CHECKPOINT: async (argument) => ({
+        ...(await suspension.take(drainSeconds(argument))),
+        next_alarm_at: activity.snapshot().next_alarm_at,
+      }),
       RESTORE: () => suspension.release(),
       RELOAD_SECRETS: async () => {
         await own.call("secrets.reload");
@@ -80,19 +102,18 @@ function registerControl({ api, config, activity, log }) {
   });
   api.registerService({
     id: "mvm-control",
-    start: () => socket.listen(),
-    stop: async () => {
-      suspension.forget();
-      await socket.close();
+    start: async (ctx) => {
+      state.alarms.adopt(ctx.getCron);
+      await socket.listen();
     },
+    stop: () => socket.close(),
   });
   api.on("gateway_start", (event, ctx) => {
-    port = event?.port ?? ctx?.port ?? port;
+    state.port = event?.port ?? ctx?.port ?? state.port;
     activity.ready = true;
   });
+  api.on("gateway_stop", () => suspension.forget());
 }
-
-const nextAlarm = (activity) => ({ next_alarm_at: activity.snapshot().next_alarm_at });
 
 /** Channels that OpenClaw holds back because it started uncleanly too often. */
 async function suppressedChannels(own) {

@@ -19,18 +19,18 @@ export class NotSent extends Error {
 }
 
 export class Sender {
-  #currentConfig;
   #send;
 
+  /** `currentConfig()` gives OpenClaw's configuration of the moment. */
   constructor({ currentConfig, send = sendDurableMessageBatch }) {
-    this.#currentConfig = currentConfig;
+    this.currentConfig = currentConfig;
     this.#send = send;
   }
 
   /** Send once; throws `NotSent` when the channel refused. An id that was sent before is not sent again. */
   async send({ id, channel, account, to, text }) {
     const outcome = await this.#send({
-      cfg: this.#currentConfig(),
+      cfg: this.currentConfig(),
       channel,
       to,
       ...(account ? { accountId: account } : {}),

@@ -15,14 +15,12 @@ const POLL_MS = 100;
 export class OwnGateway {
   #port;
   #tokens;
-  #log;
   #good = null;
 
   /** `tokens()` gives the candidates: after a rotation the running Gateway may still want the former one. */
-  constructor({ port, tokens, log }) {
+  constructor({ port, tokens }) {
     this.#port = port;
     this.#tokens = tokens;
-    this.#log = log;
   }
 
   async call(method, params = {}) {

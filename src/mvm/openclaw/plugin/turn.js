@@ -11,7 +11,7 @@ import { textOf } from "./message.js";
 
 const HISTORY_MESSAGES = 60;
 const HISTORY_CHARS = 200_000;
-const SILENCE_MS = 5_000;
+const SILENCE_MS = 3_000;
 const RECOVERY_MS = 60_000;
 
 /** The worker took the message and says that the turn failed: asking again would not help. */
@@ -28,12 +28,12 @@ export class TurnFailed extends Error {
  *
  * `open(onEvent)` wakes the worker when it sleeps and gives a connection; `signal` aborts the turn on the worker.
  */
-export async function runTurn({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs = 500, onProgress }) {
+export async function runTurn({ open, sessionKey, origin, runId, text, attachments, signal, deadline, pollMs = 500 }) {
   let last = new Error("the worker did not answer in time");
   for (let attempt = 0; Date.now() < deadline; attempt += 1) {
     if (signal?.aborted) return { text: "", aborted: true };
     try {
-      return await oneConnection({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs, onProgress });
+      return await oneConnection({ open, sessionKey, origin, runId, text, attachments, signal, deadline, pollMs });
     } catch (error) {
       if (signal?.aborted) return { text: "", aborted: true };
       if (!(error instanceof ConnectionLost)) throw error;
@@ -44,14 +44,13 @@ export async function runTurn({ open, sessionKey, runId, text, attachments, sign
   throw last;
 }
 
-async function oneConnection({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs, onProgress }) {
+async function oneConnection({ open, sessionKey, origin, runId, text, attachments, signal, deadline, pollMs }) {
   let finish;
   const outcome = new Promise((resolve, reject) => (finish = { resolve, reject }));
   outcome.catch(() => {});
   const connection = await open((name, payload) => {
     if (name !== "chat" || payload.runId !== runId) return;
-    if (payload.state === "delta") onProgress?.();
-    else if (payload.state === "final") finish.resolve({ text: textOf(payload.message), final: true });
+    if (payload.state === "final") finish.resolve({ text: textOf(payload.message), final: true });
     else if (payload.state === "aborted") finish.resolve({ text: textOf(payload.message), aborted: true });
     else if (payload.state === "error") finish.reject(new TurnFailed(payload.errorMessage ?? "the turn failed"));
   });
@@ -65,18 +64,21 @@ async function oneConnection({ open, sessionKey, runId, text, attachments, signa
       message: text,
       idempotencyKey: runId,
       queueMode: "followup",
+      ...origin,
       ...(attachments?.length ? { attachments } : {}),
     });
     if (ack?.status === "error") throw new TurnFailed(ack.error?.message ?? ack.summary ?? "the worker refused the message");
     const ended = [stopped, connection.lost, limit.promise];
-    const live = ack?.status === "started";
-    if (live) {
-      const result = await Promise.race([outcome, ...ended]);
+    const transcript = (every, patience) => fromHistory({ connection, sessionKey, runId, every, patience });
+    if (ack?.status === "started") {
+      const result = await Promise.race([outcome, transcript(5 * pollMs, RECOVERY_MS), ...ended]);
       if (result.text || result.aborted) return result;
+      // An empty final event: a turn without words, or one that waits behind another of the session and will go on under
+      // an id of its own. The transcript tells.
+      return await Promise.race([transcript(pollMs, SILENCE_MS), ...ended]);
     }
-    // Not a run that we can listen to: it waits behind another one of the session (then its final event comes at once and
-    // empty), it is done already, or it goes on under an id of OpenClaw's own after a restart. The transcript tells.
-    return await Promise.race([fromHistory({ connection, sessionKey, runId, pollMs, live }), ...ended]);
+    // Done already, or taken up again by OpenClaw after a restart: not a run that we can listen to.
+    return await Promise.race([transcript(pollMs, RECOVERY_MS), ...ended]);
   } finally {
     limit.clear();
     signal?.removeEventListener("abort", abort);
@@ -99,16 +101,15 @@ async function request(connection, method, params) {
   }
 }
 
-/** Wait for the answer in the transcript; a session in which nothing goes on any more will not give one. */
-async function fromHistory({ connection, sessionKey, runId, pollMs, live }) {
-  for (let quiet = 0; ; ) {
+/** Wait for the answer in the transcript; `patience` is how long a session in which nothing goes on may keep still. */
+async function fromHistory({ connection, sessionKey, runId, every, patience }) {
+  for (let quiet = 0; ; quiet += 1) {
+    await pause(every);
     const history = await request(connection, "chat.history", { sessionKey, limit: HISTORY_MESSAGES, maxChars: HISTORY_CHARS });
-    const { asked, text } = findAnswer(history?.messages ?? [], runId);
+    const { text } = findAnswer(history?.messages ?? [], runId);
     if (text !== null) return { text, recovered: true };
-    quiet = history?.inFlightRun || history?.pendingInputs?.total ? 0 : quiet + 1;
-    // A turn may end without words. One that a restart interrupted is taken up again by OpenClaw, but not at once.
-    if (quiet * pollMs >= (asked && !live ? RECOVERY_MS : SILENCE_MS)) return { text: "", recovered: true };
-    await pause(pollMs);
+    if (history?.inFlightRun) quiet = 0;
+    if (quiet * every >= patience) return { text: "", recovered: true };
   }
 }
 
