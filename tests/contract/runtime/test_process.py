@@ -8,8 +8,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,14 +23,6 @@ from mvm.runtime.process import HostPrograms, ProcessRuntime
 from mvm.runtime.process.claims import FORWARDER_PORT
 from mvm.runtime.process.directories import Directories
 from mvm.runtime.process.ending import members
-
-
-@pytest.fixture
-def short_directory() -> Iterator[Path]:
-    """A directory in which sockets fit; pytest's own are too deep."""
-    directory = Path(tempfile.mkdtemp(prefix="mvm-"))
-    yield directory
-    shutil.rmtree(directory)
 
 
 class ProcessBench(Bench):
