@@ -27,7 +27,7 @@ SYSTEM_SOCKET = SYSTEM_RUN_DIR / "agent.sock"
 RUNTIMES = ("auto", "firecracker", "qemu", "process")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-MAX_RUN_DIR_BYTES = 64
+MAX_RUN_DIR_BYTES = 63
 """Longest run directory, so that the sockets of an instance under it stay below the kernel's 108 bytes."""
 
 _ENVIRONMENT = {
