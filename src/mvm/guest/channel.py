@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from mvm.guest.supervisor_socket import check_length
+from mvm.guest.sockets import Handler, check_length, uncancelled
 
 AGENT_PORT = 52
 """Guest port of the agent."""
@@ -22,7 +22,6 @@ SLEEP_PREP_PORT = 5200
 DIRECTORY_VARIABLE = "MVM_CHANNEL_DIR"
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Channel(Protocol):
@@ -49,7 +48,7 @@ class UnixChannel:
         fresh.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:
-            server = await asyncio.start_unix_server(handler, str(fresh))
+            server = await asyncio.start_unix_server(uncancelled(handler), str(fresh))
         finally:
             os.umask(mask)
         os.replace(fresh, path)

@@ -198,6 +198,11 @@ def openclaw_environment(paths: GuestPaths) -> dict[str, str]:
         "OPENCLAW_NO_RESPAWN": "1",
         "OPENCLAW_NO_AUTO_UPDATE": "1",
         "OPENCLAW_DISABLE_BONJOUR": "1",
+        # The plugin holds a Telegram update until it is answered; OpenClaw would dispatch it again after five minutes.
+        "OPENCLAW_TELEGRAM_SPOOLED_HANDLER_TIMEOUT_MS": str(24 * 3600 * 1000),
+        # Together these save a sixth of the resident memory and cost no start time.
+        "MALLOC_ARENA_MAX": "2",
+        "NODE_OPTIONS": "--max-old-space-size=512 --max-semi-space-size=8",
     }
 
 

@@ -114,7 +114,9 @@ class StatusBoard:
         if status.in_flight:
             self._last_busy_at = self._now()
             self._was_busy = True
-        now = (status.status, status.in_flight, status.next_alarm_at, status.last_busy_at)
+        # While it is busy, that it was so a moment ago is no news.
+        last_busy_at = None if status.in_flight else status.last_busy_at
+        now = (status.status, status.in_flight, status.next_alarm_at, last_busy_at)
         if now != self._before:
             self._before = now
             for listener in self._listeners:

@@ -64,6 +64,8 @@ class SupervisedService:
         self.restarts = 0
         self.last_exit: str | None = None
         """How the former process ended, such as `status 1` or `signal SIGKILL`."""
+        self.killed = False
+        """True when the last stop had to end it by SIGKILL."""
 
     @property
     def pid(self) -> int | None:
@@ -124,6 +126,7 @@ class SupervisedService:
             await asyncio.wait_for(self._ended.wait(), grace)
             return
         self._note(f"did not end within {grace:g} s: killed")
+        self.killed = True
         self._signal(signal.SIGKILL)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), KILL_SECONDS)
@@ -185,6 +188,7 @@ class SupervisedService:
         self._pipes.add(reading)
         asyncio.get_running_loop().add_reader(reading, self._read, reading)
         self._process = process
+        self.killed = False
         self._session = process.pid
         self.identity = processes.identity_of(process.pid)
         self._ended.clear()

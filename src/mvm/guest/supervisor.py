@@ -134,7 +134,7 @@ class Supervisor:
         if operation == "shutdown":
             grace = _seconds(request, "grace_seconds", DEFAULT_GRACE_SECONDS)
             await asyncio.shield(self._begin_shutdown(grace))
-            return {}
+            return {"killed": [name for name, each in self._services.items() if each.killed]}
         if self._shutdown is not None:
             raise OperationRefused("the guest is shutting down")
         if operation == "freeze":

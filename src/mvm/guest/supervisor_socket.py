@@ -1,8 +1,8 @@
 """The supervisor's control socket and its clients: one JSON line per request, one per answer.
 
 `{"op": "status"}`, `{"op": "start"|"stop"|"restart", "service": "openclaw", "grace_seconds"?: 30}`, `{"op": "freeze"}`,
-`{"op": "thaw"}`, `{"op": "shutdown", "grace_seconds"?: 15}`. Answers are `{"ok": true, ...}` or
-`{"ok": false, "error": "..."}`.
+`{"op": "thaw"}`, `{"op": "shutdown", "grace_seconds"?: 15}` (answered with `"killed"`, the services that did not end by
+themselves). Answers are `{"ok": true, ...}` or `{"ok": false, "error": "..."}`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mvm.guest.sockets import check_length, uncancelled
+
 log = logging.getLogger(__name__)
 
 MAX_LINE = 64 * 1024
-MAX_PATH = 107
-"""Bytes that a Unix socket's path may have."""
 ANSWER_MARGIN_SECONDS = 15.0
 
 
@@ -50,7 +50,7 @@ class SupervisorSocket:
         self._path.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:
-            self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=MAX_LINE)
+            self._server = await asyncio.start_unix_server(uncancelled(self._serve), str(self._path), limit=MAX_LINE)
         finally:
             os.umask(mask)
 
@@ -145,10 +145,3 @@ class SupervisorClient:
         if not answer.pop("ok", False):
             raise OperationRefused(str(answer.get("error", "the supervisor refused without a reason")))
         return dict(answer)
-
-
-def check_length(path: Path) -> None:
-    """Raise `OSError` for a path that no Unix socket can have, saying so instead of `AF_UNIX path too long`."""
-    length = len(os.fsencode(path))
-    if length > MAX_PATH:
-        raise OSError(f"the socket path {path} has {length} bytes and may have {MAX_PATH}; use a shorter run directory")

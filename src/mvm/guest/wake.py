@@ -174,7 +174,10 @@ class WakeDesk:
         return False
 
     async def _reload(self, *, drain: bool) -> bool:
+        """Have OpenClaw re-read its secrets, before anybody is let in again; True when it is restarted instead."""
         try:
+            if self._sleep.prepared or (self._board.openclaw is not None and self._board.openclaw.suspended):
+                await self._control.restore()  # it does not re-read anything while it is held
             await self._control.reload_secrets()
         except ControlAbsent:
             self._reload_when_up = True  # it is starting and may have read the old ones already
@@ -253,6 +256,7 @@ class WakeDesk:
 
     def _begin_restart(self, *, drain: bool) -> None:
         """Have OpenClaw restarted in the background; a restart under way sees the new environment, or is repeated."""
+        self._paths.restart_pending.touch(mode=0o600)
         if not drain:
             self._board.set_restarting(True)
         if self._restart is None or self._restart.done():

@@ -93,6 +93,7 @@ class AgentWorld(GuestWorld):
         """Start everything, and wait until the guest says that it is idle."""
         await self.begin()
         await self.status_is(WorkStatus.IDLE)
+        await until(lambda: "CHANNELS" in self.calls(), "the look at held back channels")
 
     async def begin(self) -> None:
         """Start everything without waiting for more than the agent."""

@@ -64,8 +64,8 @@ async def control(reader, writer):
         elif name == "RESTORE":
             change(suspended=False)
         elif name == "RELOAD_SECRETS":
-            if behaviour("reload_fails"):
-                answer = {"ok": False, "detail": "no"}
+            if STATE["suspended"] or behaviour("reload_fails"):
+                answer = {"ok": False, "detail": "secrets.reload unavailable"}
         elif name == "CHANNELS":
             answer["suppressed"] = behaviour("suppressed", [])
         if answer is not None:

@@ -166,6 +166,27 @@ async def test_secrets_that_openclaw_re_reads_reach_it_without_a_restart(world: 
     assert "key-2" in world.paths.environment_file.read_text()
 
 
+async def test_secrets_changed_while_asleep_are_re_read_before_anybody_is_let_in(world: AgentWorld) -> None:
+    await world.start()
+    assert (await world.ask(messages.SleepPrep(drain_timeout_secs=5))).success
+    world.write_secret("anthropic", "ANTHROPIC_API_KEY", "key-2")
+    world.clear_calls()
+    ack = await world.wake(secrets_epoch=2)
+    assert (ack.success, ack.restarted) == (True, False)
+    assert world.calls()[:2] == ["RESTORE", "RELOAD_SECRETS"]
+    assert await world.reach_forwarder()
+
+
+async def test_openclaw_that_cannot_re_read_its_secrets_is_restarted(world: AgentWorld) -> None:
+    await world.start()
+    world.behave(reload_fails=True)
+    world.write_secret("anthropic", "ANTHROPIC_API_KEY", "key-2")
+    world.clear_calls()
+    assert (await world.ask(messages.Refresh(secrets_epoch=2, config_version=1))).restarted
+    await until(lambda: any(call.startswith("start") for call in world.calls()), "the restart")
+    await world.status_is(WorkStatus.IDLE)
+
+
 async def test_secrets_that_live_in_the_environment_restart_openclaw(world: AgentWorld) -> None:
     await world.start()
     world.clear_calls()

@@ -124,7 +124,7 @@ async def test_shutdown_ends_openclaw_before_what_it_needs_and_leaves_nothing(wo
         await world.running(name)
 
     answer = await world.client._ask({"op": "shutdown", "grace_seconds": 10}, 10)
-    assert answer == {}
+    assert answer == {"killed": []}
     assert world.ends() == ["openclaw", "router", "agent"]
     assert world.alive() == []
     assert world.supervisor is not None
@@ -142,7 +142,8 @@ async def test_sigterm_kills_whoever_does_not_listen_also_grandchildren_that_hid
     everybody = [process.identity for process in processes.descendants(supervisor.pid)]
     assert len(everybody) == 5
 
-    await world.client._ask({"op": "shutdown", "grace_seconds": 0.5}, 10)
+    answer = await world.client._ask({"op": "shutdown", "grace_seconds": 0.5}, 10)
+    assert answer == {"killed": ["openclaw"]}
     assert [identity for identity in everybody if processes.alive(identity)] == []
 
 
