@@ -174,15 +174,18 @@ def memory() -> Finding:
 
 
 def control_groups(root: Path = Path("/sys/fs/cgroup")) -> Finding:
+    """Whether groups can be made: of version 2, or of version 1 for memory and processes."""
     matters = "they bound the memory and processors of an instance of the process runtime"
-    unified = root / "cgroup.controllers"
-    if unified.exists() and os.access(root, os.W_OK):
-        return Finding(name="cgroups", verdict=Verdict.OK, found="version 2, writable", matters=matters)
-    what = "not writable" if unified.exists() else "version 2 is not mounted"
+    unified = (root / "cgroup.controllers").exists()
+    needed = [root] if unified else [root / "memory", root / "pids"]
+    version = 2 if unified else 1
+    if all(path.is_dir() and os.access(path, os.W_OK) for path in needed):
+        return Finding(name="cgroups", verdict=Verdict.OK, found=f"version {version}, writable", matters=matters)
+    what = "not writable" if any(path.is_dir() for path in needed) else "not mounted"
     return Finding(
         name="cgroups",
         verdict=Verdict.WARNING,
-        found=f"{what}: instances are bounded by V8's own limit only",
+        found=f"{what}: instances are bounded by resource limits only",
         matters=matters,
         remedy="run the agent as root, or by systemd with Delegate=yes",
     )

@@ -58,11 +58,25 @@ def test_secrets_on_a_disk_are_a_warning(locations: Locations) -> None:
     assert checks.secrets_memory(replace(locations, secrets_in_memory=False)).verdict is Verdict.WARNING
 
 
-@pytest.mark.parametrize(("files", "verdict"), [((), Verdict.WARNING), (("cgroup.controllers",), Verdict.OK)])
-def test_control_groups_need_version_two(tmp_path: Path, files: tuple[str, ...], verdict: Verdict) -> None:
+@pytest.mark.parametrize(
+    ("directories", "files", "found"),
+    [
+        ((), (), "not mounted"),
+        ((), ("cgroup.controllers",), "version 2, writable"),
+        (("memory", "pids"), (), "version 1, writable"),
+        (("memory",), (), "not writable"),
+    ],
+)
+def test_control_groups_are_of_either_version(
+    tmp_path: Path, directories: tuple[str, ...], files: tuple[str, ...], found: str
+) -> None:
+    for name in directories:
+        (tmp_path / name).mkdir()
     for name in files:
         (tmp_path / name).touch()
-    assert checks.control_groups(tmp_path).verdict is verdict
+    finding = checks.control_groups(tmp_path)
+    assert finding.found.startswith(found)
+    assert finding.verdict is (Verdict.OK if "version" in found else Verdict.WARNING)
 
 
 def test_the_settings_of_a_broken_configuration_file_are_an_error(
