@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from mvm.runtime.process import bounds
@@ -20,7 +22,7 @@ def test_a_machine_without_control_groups_limits_files_only(tmp_path: Path) -> N
     mounts = tmp_path / "mountinfo"
     mounts.write_text("22 1 0:20 / /proc rw - proc proc rw\n")
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    held = bounds.apply(child.pid, name="mvm-test", vcpus=2, mem_mib=1024, mounts=mounts)
+    held = bounds.apply(child.pid, name="test", vcpus=2, mem_mib=1024, mounts=mounts)
     limits = Path(f"/proc/{child.pid}/limits").read_text()
     child.communicate(b"\n", timeout=10)
     assert held.groups == ()
@@ -33,7 +35,7 @@ def test_a_machine_without_control_groups_limits_files_only(tmp_path: Path) -> N
 
 async def test_groups_hold_the_process_and_are_removed_after_it() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    held = bounds.apply(child.pid, name=f"mvm-test-{child.pid}", vcpus=2, mem_mib=1024)
+    held = bounds.apply(child.pid, name=f"test-{child.pid}", vcpus=2, mem_mib=1024)
     try:
         assert held.note
         if held.groups:
@@ -47,3 +49,11 @@ async def test_groups_hold_the_process_and_are_removed_after_it() -> None:
 async def test_a_missing_group_is_no_error(tmp_path: Path) -> None:
     assert bounds.processes([tmp_path / "gone"]) == []
     await bounds.remove([tmp_path / "gone"])
+
+
+def test_empty_groups_that_nobody_removed_are_swept(tmp_path: Path) -> None:
+    for name, age in (("mvm-i-00000001-5", 3600), ("mvm-i-00000002-6", 0), ("else", 3600)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
+    bounds._sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["else", "mvm-i-00000002-6"]

@@ -27,6 +27,9 @@ V1_SHARES_PER_CPU = 1024
 V2_WEIGHT_PER_CPU = 100
 V1_CONTROLLERS = ("memory", "pids", "cpu")
 REMOVE_SECONDS = 3.0
+PREFIX = "mvm-"
+ABANDONED_SECONDS = 60.0
+"""An empty group this old belongs to nobody: a group is filled right after it was made."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ def memory_limit(mem_mib: int) -> int:
 
 def apply(pid: int, *, name: str, vcpus: int, mem_mib: int, mounts: Path = Path("/proc/self/mountinfo")) -> Bounds:
     """Bound a process that was just started and whatever it will start. Never raises: it runs without, too."""
-    groups = _v1_groups(name, mounts) or _v2_group(name, mounts)
+    groups = _v1_groups(PREFIX + name, mounts) or _v2_group(PREFIX + name, mounts)
+    for group in groups:
+        _sweep(group.parent)
     held: list[Path] = []
     for group in groups:
         try:
@@ -86,6 +91,15 @@ async def remove(groups: Sequence[Path]) -> None:
                     log.warning("control group %s could not be removed: %s", group, error)
                     break
                 await asyncio.sleep(0.02)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove groups of instances whose end nobody saw; the kernel refuses it for one that has processes."""
+    oldest = time.time() - ABANDONED_SECONDS
+    for group in parent.glob(f"{PREFIX}i-*"):
+        with suppress(OSError):
+            if group.stat().st_mtime < oldest:
+                group.rmdir()
 
 
 def _v1_groups(name: str, mounts: Path) -> list[Path]:

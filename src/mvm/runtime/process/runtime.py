@@ -301,7 +301,7 @@ class ProcessRuntime:
     def _bound(self, machine: Machine, directories: Directories, identity: Identity) -> None:
         held = bounds.apply(
             identity.pid,
-            name=f"mvm-{machine.ref.instance_id}-{identity.pid}",
+            name=f"{machine.ref.instance_id}-{identity.pid}",
             vcpus=machine.vcpus,
             mem_mib=machine.mem_mib,
         )
