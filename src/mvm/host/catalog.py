@@ -8,7 +8,7 @@ writer and raises `Conflict`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -89,12 +89,20 @@ class Catalog:
         else:
             awake.discard(instance.instance_id)
 
-    async def _put(self, key: str, entity: BaseModel, *, durable: bool = True) -> None:
-        """Write one document; saves of one key are serialised so that revisions follow each other."""
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            self._revisions[key] = await self.store.put(
-                key, entity.model_dump(mode="json"), expected=self._revisions.get(key, 0), durable=durable
-            )
+    async def _put(self, key: str, entity: BaseModel, remember: Callable[[], object], *, durable: bool = True) -> None:
+        """Write one document and then remember it; saves of one key are serialised so that revisions follow each other.
+
+        A caller that is cancelled does not come between the two: what the store has, the cache has.
+        """
+
+        async def put() -> None:
+            async with self._locks.setdefault(key, asyncio.Lock()):
+                self._revisions[key] = await self.store.put(
+                    key, entity.model_dump(mode="json"), expected=self._revisions.get(key, 0), durable=durable
+                )
+                remember()
+
+        await asyncio.shield(asyncio.create_task(put(), name=f"save {key}"))
 
     async def _delete(self, key: str) -> None:
         async with self._locks.setdefault(key, asyncio.Lock()):
@@ -178,24 +186,23 @@ class Catalog:
     # Writing
 
     async def save_tenant(self, tenant: Tenant) -> Tenant:
-        await self._put(_tenant_key(tenant.tenant_id), tenant)
-        self._tenants[tenant.tenant_id] = tenant
+        key = _tenant_key(tenant.tenant_id)
+        await self._put(key, tenant, lambda: self._tenants.__setitem__(tenant.tenant_id, tenant))
         return tenant
 
     async def save_pool(self, pool: Pool) -> Pool:
-        await self._put(_pool_key(pool.tenant_id, pool.pool_id), pool)
-        self._pools[pool.tenant_id, pool.pool_id] = pool
+        name = (pool.tenant_id, pool.pool_id)
+        await self._put(_pool_key(*name), pool, lambda: self._pools.__setitem__(name, pool))
         return pool
 
     async def save_user(self, user: User) -> User:
-        await self._put(_user_key(user.tenant_id, user.user_id), user)
-        self._users[user.tenant_id, user.user_id] = user
+        name = (user.tenant_id, user.user_id)
+        await self._put(_user_key(*name), user, lambda: self._users.__setitem__(name, user))
         return user
 
     async def save_instance(self, instance: Instance, *, durable: bool = True) -> Instance:
         """Write an instance. `durable=False` is for observations (busy times), never for transitions."""
-        await self._put(_instance_key(instance.ref), instance, durable=durable)
-        self._remember(instance)
+        await self._put(_instance_key(instance.ref), instance, lambda: self._remember(instance), durable=durable)
         return instance
 
     async def add_instances(self, instances: list[Instance]) -> None:
