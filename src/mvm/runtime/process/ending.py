@@ -25,7 +25,8 @@ def members(root: Path, groups: Sequence[Path]) -> list[Process]:
     """
     own = os.getpid()
     pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
-    marked = {pid for pid in pids if _bears_root(pid, str(root))}
+    marks = tuple(os.fsencode(f"\0{variable}={root}\0") for variable in (ROOT_MARKER, ROOT_VARIABLE))
+    marked = {pid for pid in pids if _bears_root(pid, marks)}
     found = []
     for pid in (marked | set(bounds.processes(groups))) - {own}:
         process = processes.read(pid)
@@ -60,5 +61,10 @@ async def end_all(root: Path, groups: Sequence[Path], *, who: str, grace_seconds
     await bounds.remove(groups)
 
 
-def _bears_root(pid: int, root: str) -> bool:
-    return root in (processes.variable_of(pid, ROOT_MARKER), processes.variable_of(pid, ROOT_VARIABLE))
+def _bears_root(pid: int, marks: tuple[bytes, ...]) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            environment = b"\0" + file.read() + b"\0"
+    except OSError:  # it has ended, or is somebody else's
+        return False
+    return any(mark in environment for mark in marks)
