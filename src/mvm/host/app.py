@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
@@ -16,7 +18,7 @@ from mvm.host.api import ApiServer, only_agent
 from mvm.host.api_requests import REQUESTS
 from mvm.host.attachments import Attachments
 from mvm.host.audit import AuditLog
-from mvm.host.autostart import prepare_directories
+from mvm.host.autostart import log_path, prepare_directories
 from mvm.host.bring_up import BringUp
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
@@ -216,6 +218,7 @@ async def open_host(
             chronicle=chronicle,
             clock=clock,
         )
+        inspection = Inspection(catalog, lifecycle, known_runtimes, guests, chronicle)
         deployments = Deployments(
             catalog=catalog,
             tenants=tenants,
@@ -227,6 +230,7 @@ async def open_host(
             reports=reports,
             chronicle=chronicle,
             clock=clock,
+            last_words=inspection.last_words,
         )
         recovery = Recovery(
             catalog=catalog,
@@ -279,7 +283,7 @@ async def open_host(
             tenants=tenants,
             pools=pools,
             deployments=deployments,
-            inspection=Inspection(catalog, lifecycle, known_runtimes, guests, chronicle),
+            inspection=inspection,
             attachments=attachments,
             shutdown=asyncio.Event(),
         )
@@ -293,7 +297,8 @@ async def serve(locations: Locations) -> None:
     """
     await asyncio.to_thread(prepare_directories, locations)
     style = LogStyle.CONSOLE if sys.stderr.isatty() else LogStyle.JSON
-    configure(style, level=logging.getLevelNamesMapping()[locations.log_level.upper()])
+    level = logging.getLevelNamesMapping()[locations.log_level.upper()]
+    configure(style, level=level, file=_own_log(locations))
     programs = await asyncio.to_thread(host_programs, locations)
     runtimes: dict[str, Runtime] = {"process": ProcessRuntime(programs)}
     with only_agent(locations.socket):
@@ -302,6 +307,15 @@ async def serve(locations: Locations) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, host.shutdown.set)
             await _run(host, ApiServer(REQUESTS, host))
+
+
+def _own_log(locations: Locations) -> Path | None:
+    """The log file when this is a background agent, whose stderr it is: only the agent itself can bound its size."""
+    path = log_path(locations)
+    try:
+        return path if os.path.samestat(os.fstat(sys.stderr.fileno()), path.stat()) else None
+    except (OSError, ValueError):
+        return None
 
 
 async def _run(host: Host, api: ApiServer[Host]) -> None:

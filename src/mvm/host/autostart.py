@@ -129,7 +129,7 @@ async def _start(
     command: Sequence[str],
     say: Callable[[str], None],
 ) -> None:
-    log = locations.state_dir / "agent.log"
+    log = log_path(locations)
     say(f"mvm: no agent runs; starting one in the background (log: {log})")
     descriptor = await asyncio.to_thread(_open_log, log)
     try:
@@ -182,6 +182,11 @@ def _settings(locations: Locations) -> dict[str, str]:
         "MVM_PRODUCTION": "1" if locations.production else "0",
         "MVM_LOG": locations.log_level,
     }
+
+
+def log_path(locations: Locations) -> Path:
+    """Log of an agent that runs in the background."""
+    return locations.state_dir / "agent.log"
 
 
 def _open_log(log: Path) -> int:
