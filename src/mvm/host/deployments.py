@@ -21,7 +21,7 @@ from mvm.host.tenants import TenantChanges, Tenants
 from mvm.host.users import Users
 from mvm.model.deployment import Deployment
 from mvm.model.entities import Instance, PoolSpec, UserSpec
-from mvm.model.errors import MvmError, QuotaExceeded, TimedOut, Unavailable
+from mvm.model.errors import MvmError, QuotaExceeded, TimedOut, Unavailable, error_for_code
 from mvm.model.ids import TenantId
 from mvm.model.roles import Role
 from mvm.model.states import State
@@ -32,6 +32,8 @@ _LOOK_AGAIN_SECONDS = 1.0
 
 _STARTS = (Kind.SCALE_POOL, Kind.START_WORKER)
 
+LastWords = Callable[[Instance], Awaitable[str | None]]
+"""What an instance that does not run has to say for itself, from its logs."""
 Undo = Callable[[], Awaitable[object]]
 
 
@@ -77,7 +79,9 @@ class Deployments:
         reports: Reports,
         chronicle: Chronicle,
         clock: Clock,
+        last_words: LastWords,
     ) -> None:
+        self._last_words = last_words
         self._catalog = catalog
         self._tenants = tenants
         self._pools = pools
@@ -113,8 +117,9 @@ class Deployments:
             try:
                 await self._carry_out(run, actions)
             except Exception as error:
-                await self._roll_back(run, error)
-                raise
+                told = await self._told(wanted.name, error)
+                await self._roll_back(run, told)
+                raise told from error
             self._chronicle.tenant_event(
                 wanted.name, "DeploymentApplied", actor=actor, detail=f"{len(actions)} changes"
             )
@@ -219,6 +224,14 @@ class Deployments:
             run.undo.append((f"instance {made.ref}", lambda: self._operations.destroy(made.ref, actor=run.actor)))
 
         await self._pools.bring_about(pool, actor=run.actor, progress=run.progress, on_made=remember)
+
+    async def _told(self, tenant_id: TenantId, error: Exception) -> Exception:
+        """The error with what the logs say of it, which are removed together with what was created."""
+        if not isinstance(error, MvmError):
+            return error
+        failed = [i for i in self._catalog.instances_of(tenant_id) if i.last_error and i.last_error in error.message]
+        words = [said for instance in failed if (said := await self._last_words(instance)) is not None]
+        return error_for_code(error.code, f"{error.message}: {words[0]}", error.hint) if words else error
 
     async def _roll_back(self, run: _Run, error: Exception) -> None:
         """Remove what this run created, the latest first; a new tenant takes everything in it along."""

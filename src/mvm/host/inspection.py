@@ -24,6 +24,8 @@ from mvm.wire import messages
 MAX_LINES = 5000
 MAX_LOG_BYTES = 128 * 1024
 """Of each service's log that is read; an answer fits one frame of the API with room to spare."""
+LAST_LINES = 60
+"""How far back `last_words` looks."""
 EXEC_MARGIN_SECONDS = 10.0
 _SERVICE = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
@@ -56,6 +58,12 @@ class Inspection:
             which = f"service {service!r} of {ref}" if service else str(ref)
             raise NotFound(f"there is no log of {which} to be read", hint="it may not have run yet")
         return found
+
+    async def last_words(self, instance: Instance) -> str | None:
+        """The line of OpenClaw's log that most likely says why it does not run; None when there is no log."""
+        directory = self._lifecycle.machine(instance).data / "log"
+        logs = await asyncio.to_thread(read_logs, directory, None, LAST_LINES)
+        return telling_line(logs.get("openclaw") or logs.get("agent") or "")
 
     async def _logs_of_guest(self, instance: Instance, service: str | None, lines: int) -> dict[str, str]:
         answer = await self._guests.call(
@@ -116,6 +124,13 @@ class Inspection:
             "stderr": base64.b64encode(answer.stderr).decode(),
             "truncated": answer.truncated,
         }
+
+
+def telling_line(log: str) -> str | None:
+    """The last line that speaks of an error, else the last one; what the supervisor itself wrote does not count."""
+    lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("mvm ")]
+    errors = [line for line in lines if re.search(r"error|fail|invalid|refused", line, re.IGNORECASE)]
+    return (errors or lines)[-1][:300] if lines else None
 
 
 def read_logs(directory: Path, service: str | None, lines: int) -> dict[str, str]:

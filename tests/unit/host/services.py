@@ -188,6 +188,10 @@ class Services:
         return "\n".join(f"{document.key} {document.value}" for document in await self.store.list(""))
 
 
+async def _last_words(instance: Instance) -> str | None:
+    return f"Error: {instance.pool_id} found no model"
+
+
 @contextlib.asynccontextmanager
 async def opened(directory: Path, *, host: dict[str, IPv4Network] | None = None) -> AsyncIterator[Services]:
     """Services over the state in a directory; opening it again is what a restart of the agent does."""
@@ -270,6 +274,7 @@ async def opened(directory: Path, *, host: dict[str, IPv4Network] | None = None)
                 reports=reports,
                 chronicle=chronicle,
                 clock=clock,
+                last_words=_last_words,
             ),
             audit_dir=directory / "audit",
         )

@@ -11,7 +11,7 @@ from mvm.host.reports import Activity
 from mvm.model.deployment import Deployment
 from mvm.model.entities import OPENCLAW_QUOTAS, DesiredCounts, Instance, OpenClawSettings, PoolSpec, UserSpec
 from mvm.model.errors import Conflict, InvalidInput, MvmError, QuotaExceeded, TimedOut, Unavailable
-from mvm.model.ids import PoolId, UserId
+from mvm.model.ids import InstanceRef, PoolId, UserId
 from mvm.model.roles import Role
 from mvm.model.states import State
 
@@ -258,3 +258,21 @@ async def test_a_worker_for_which_there_is_no_room_is_left_for_its_first_message
     (worker,) = services.catalog.instances_of(ALICE, WORKERS)
     assert worker.state is State.READY
     assert [i.pool_id for i in await services.deployments.wait_until_ready(ALICE)] == [GATEWAYS]
+
+
+async def test_what_the_log_said_of_a_failed_start_outlives_the_log(services: Services) -> None:
+    async def note(instance: Instance) -> None:
+        await services.catalog.save_instance(instance.model_copy(update={"last_error": "it broke"}))
+
+    real_start = services.operations.start
+
+    async def start(ref: InstanceRef, *, actor: str) -> Instance:
+        if ref.pool_id == WORKERS:
+            await note(services.catalog.instance(ref))
+            raise Unavailable("it broke", hint="look at the log")
+        return await real_start(ref, actor=actor)
+
+    services.operations.start = start  # type: ignore[method-assign]
+    with pytest.raises(Unavailable, match="it broke: Error: workers found no model") as caught:
+        await apply(services)
+    assert caught.value.hint == "look at the log"
