@@ -307,6 +307,8 @@ async def serve(locations: Locations) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, host.shutdown.set)
             await _run(host, ApiServer(REQUESTS, host))
+    with contextlib.suppress(OSError):  # not empty while instances run
+        locations.secrets_dir.rmdir()
 
 
 def _own_log(locations: Locations) -> Path | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import mvm.openclaw
 from mvm.host.locations import Locations
 from mvm.image.guest_zipapp import build_zipapp
-from mvm.openclaw.install import Installation, committed_lock
+from mvm.openclaw.install import Installation, committed_lock, installed, mark_used
 from mvm.openclaw.programs import find_programs
 from mvm.runtime.process import HostPrograms
 
@@ -24,6 +24,9 @@ def expected_installation(locations: Locations) -> Installation:
 
 def host_programs(locations: Locations) -> HostPrograms:
     """Find and make what instances run. Raises `Unavailable` when there is no Node; OpenClaw may be installed later."""
+    installation = installed(locations.programs_dir)
+    if installation is not None:
+        mark_used(installation)
     return HostPrograms(
         node=find_programs(os.environ.get("MVM_NODE")).node,
         openclaw_dir=Path(os.environ.get("MVM_OPENCLAW_DIR") or expected_installation(locations).openclaw_dir),
