@@ -253,6 +253,19 @@ class InstantRuntime:
             case messages.Refresh():
                 guest.refreshes += 1
                 return messages.RefreshAck(success=True, restarted=False)
+            case messages.Stats():
+                return messages.StatsResult(
+                    uptime_seconds=1.0,
+                    cpu_seconds=0.5,
+                    memory_used_bytes=1,
+                    memory_total_bytes=2,
+                    disk_used_bytes=1,
+                    disk_total_bytes=2,
+                )
+            case messages.Exec():
+                return messages.ExecResult(status=0, stdout=" ".join(request.argv).encode())
+            case messages.Logs():
+                return messages.LogsResult(logs=(messages.ServiceLog(service="agent", text="all is well"),))
             case _:
                 raise rpc.Refusal(f"{request.tag} is not simulated")
 
