@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from contextlib import suppress
 
 from mvm.guest.http import (
@@ -46,13 +47,17 @@ class HttpServer:
         body_timeout: float = BODY_TIMEOUT,
         keep_alive: float = KEEP_ALIVE_SECONDS,
         max_connections: int = MAX_CONNECTIONS,
+        max_per_caller: int | None = None,
     ) -> None:
+        """`max_per_caller` bounds the connections from one address, where callers do not trust each other."""
         self._handler = handler
         self._max_body = max_body
         self._header_timeout = header_timeout
         self._body_timeout = body_timeout
         self._keep_alive = keep_alive
         self._max_connections = max_connections
+        self._max_per_caller = max_per_caller
+        self._callers: Counter[str] = Counter()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._busy: set[asyncio.Task[None]] = set()
@@ -89,10 +94,13 @@ class HttpServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        peer = writer.get_extra_info("peername")
+        caller = str(peer[0]) if peer else ""
+        self._callers[caller] += 1
         try:
             if self._closing:
                 return
-            if len(self._connections) > self._max_connections:
+            if self._too_many(caller):
                 writer.write(render_response(Response.error(503, "too many connections"), keep_alive=False))
                 return
             await self._serve(reader, writer, task)
@@ -104,6 +112,9 @@ class HttpServer:
         finally:
             self._connections.discard(task)
             self._busy.discard(task)
+            self._callers[caller] -= 1
+            if not self._callers[caller]:
+                del self._callers[caller]
             writer.close()
             with suppress(OSError, asyncio.CancelledError):
                 await asyncio.wait_for(writer.wait_closed(), 1.0)

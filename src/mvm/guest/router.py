@@ -103,7 +103,7 @@ class Router:
         )
         # A wake may take two minutes: the plugin's long poll is the slowest request.
         self._loopback = HttpServer(self._api.handle)
-        self._network = HttpServer(self._outbound.handle, max_connections=128)
+        self._network = HttpServer(self._outbound.handle, max_per_caller=8)
         self._housekeeping: asyncio.Task[None] | None = None
 
     @property

@@ -215,3 +215,15 @@ async def test_the_client_gives_up_in_time() -> None:
 async def test_the_client_sends_no_smuggled_header(server: HttpServer) -> None:
     with pytest.raises(ValueError, match="control character"):
         await call("127.0.0.1", server.port, "GET", "/", headers={"A": "b\r\nC: d"})
+
+
+async def test_one_caller_cannot_take_all_connections() -> None:
+    server = HttpServer(echo, max_per_caller=2)
+    await server.start("127.0.0.1", 0)
+    held = [await asyncio.open_connection("127.0.0.1", server.port, local_addr=("127.0.0.2", 0)) for _ in range(2)]
+    assert (await call("127.0.0.1", server.port, "GET", "/", source="127.0.0.2")).status == 503
+    assert (await call("127.0.0.1", server.port, "GET", "/", source="127.0.0.3")).status == 200
+    for _, writer in held:
+        writer.close()
+        await writer.wait_closed()
+    await server.close()

@@ -44,7 +44,7 @@ LEFTOVER_GRACE_SECONDS = 10.0
 """What a start leaves to processes of an instance whose supervisor was killed."""
 STOP_MARGIN_SECONDS = 5.0
 """How much longer than its grace a supervisor may take before it is killed."""
-_POLL_SECONDS = 0.01
+_POLL_SECONDS = 0.004
 
 _PASSED_ON = (
     "LANG",
