@@ -119,6 +119,11 @@ class HttpServer:
             with suppress(OSError, asyncio.CancelledError):
                 await asyncio.wait_for(writer.wait_closed(), 1.0)
 
+    def _too_many(self, caller: str) -> bool:
+        if len(self._connections) > self._max_connections:
+            return True
+        return self._max_per_caller is not None and self._callers[caller] > self._max_per_caller
+
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, task: asyncio.Task[None]
     ) -> None:
