@@ -59,6 +59,7 @@ async def run(
         )
     except (OSError, ValueError) as error:
         raise CommandError(f"{argv[0]!r} cannot be started: {getattr(error, 'strerror', None) or error}") from error
+    leader = processes.identity_of(process.pid)
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -72,7 +73,7 @@ async def run(
     except TimeoutError:
         timed_out = True
     finally:
-        await _end(process)
+        await _end(process, leader)
         feeder.cancel()
         # What still holds the pipes open ended just now, so the readers do too.
         await asyncio.wait([feeder, *readers], timeout=END_SECONDS)
@@ -104,11 +105,11 @@ async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
         stream.close()
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, leader: processes.Identity | None) -> None:
     """End the command's whole session: those who stayed in the background too."""
 
     def session() -> list[processes.Process]:
-        return processes.in_session(process.pid)
+        return processes.in_session(process.pid, leader)
 
     if process.returncode is None:
         for member in session():

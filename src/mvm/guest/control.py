@@ -14,6 +14,7 @@ from typing import Any
 from mvm.wire.clock import parse_timestamp
 
 ANSWER_SECONDS = 10.0
+RESTORE_SECONDS = 4.0
 CHECKPOINT_MARGIN_SECONDS = 3.0
 """What a checkpoint may take beyond its drain time."""
 MAX_LINE = 64 * 1024
@@ -58,7 +59,7 @@ class ControlSocket:
 
     async def restore(self) -> None:
         """Let a held OpenClaw go on; fine when it is not held."""
-        await self.request("RESTORE")
+        await self.request("RESTORE", RESTORE_SECONDS)
 
     async def reload_secrets(self) -> None:
         """Have OpenClaw read its secrets file again."""

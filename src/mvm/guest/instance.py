@@ -56,7 +56,7 @@ class Instance:
         markers = Markers(paths)
         self.board.listen(lambda: markers.show(self.board.current().status))
         self._reporter = Reporter(self.board, host)
-        self._integrations = Integrations(paths, programs)
+        self._integrations = Integrations(paths, programs, self._event)
         self._integrations.configure(config.integrations)
         lock = asyncio.Lock()
         self._sleep = SleepDesk(
@@ -104,6 +104,7 @@ class Instance:
         """End every part; services are the supervisor's."""
         await self._wake.close()
         await self._sleep.close()
+        await self._integrations.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -37,9 +37,12 @@ class IntegrationError(Exception):
 class Integrations:
     """The integrations of one guest and what state each is in."""
 
-    def __init__(self, paths: GuestPaths, programs: Programs) -> None:
+    def __init__(self, paths: GuestPaths, programs: Programs, on_event: Callable[[str, str], None]) -> None:
+        """`on_event(kind, detail)` hears of each failure."""
         self._paths = paths
         self._programs = programs
+        self._on_event = on_event
+        self._restoring: asyncio.Task[dict[str, str]] | None = None
         self._known: dict[str, Integration] = {}
         self._phase: dict[str, IntegrationPhase | IntegrationFailure] = {}
 
@@ -52,6 +55,8 @@ class Integrations:
 
         `success` is false when a critical one failed; `failed` names every one that did.
         """
+        if self._restoring is not None:
+            await asyncio.wait([self._restoring])
         wanted = [self._known[name] for name in dict.fromkeys(names) if name in self._known]
         reasons = await self._each(wanted, self._checkpoint, seconds)
         failed = tuple(sorted(reasons))
@@ -61,10 +66,24 @@ class Integrations:
             detail=describe(reasons),
         )
 
-    async def restore(self, seconds: float) -> dict[str, str]:
-        """Restore what was checkpointed and is not active again, each within `seconds`; failures with their reasons."""
-        wanted = [integration for integration in self._known.values() if self._paused(integration.name).exists()]
-        return await self._each(wanted, self._restore, seconds)
+    async def restore(self, seconds: float, *, patience: float) -> dict[str, str]:
+        """Restore what was checkpointed and is not active again, each within `seconds`; failures with their reasons.
+
+        What takes longer than `patience` goes on by itself; its state is `pending` until then.
+        """
+        if self._restoring is None or self._restoring.done():
+            wanted = [integration for integration in self._known.values() if self._paused(integration.name).exists()]
+            if not wanted:
+                return {}
+            self._restoring = asyncio.create_task(self._each(wanted, self._restore, seconds), name="restore")
+        done, _ = await asyncio.wait([self._restoring], timeout=patience)
+        return self._restoring.result() if done else {}
+
+    async def close(self) -> None:
+        """End what is still being restored."""
+        if self._restoring is not None:
+            self._restoring.cancel()
+            await asyncio.gather(self._restoring, return_exceptions=True)
 
     async def status(self) -> tuple[IntegrationState, ...]:
         """State of every integration that is configured."""
@@ -87,6 +106,7 @@ class Integrations:
                 reasons[name] = str(error)
                 self._phase[name] = IntegrationFailure(error=str(error))
                 log.warning("integration %s: %s", name, error)
+                self._on_event("IntegrationFailed", f"{name}: {error}")
             except BaseException:
                 self._phase.pop(name, None)
                 raise

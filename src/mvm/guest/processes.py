@@ -162,8 +162,14 @@ def _everything() -> Iterable[Process]:
             yield process
 
 
-def in_session(session: int) -> list[Process]:
-    """Every process of a session, zombies left out. The session must be one that we made and have not seen empty."""
+def in_session(session: int, leader: Identity | None) -> list[Process]:
+    """Every process of a session that we began, zombies left out. `leader` is None when it was never seen alive.
+
+    As long as a session has a member its number is nobody else's; a stranger who has it means that it is long empty.
+    """
+    now = identity_of(session)
+    if now is not None and now != leader:
+        return []
     return [process for process in _everything() if process.session == session and not process.ended]
 
 

@@ -59,7 +59,7 @@ class Reporter:
 
     async def _report(self) -> bool:
         was_busy, status = self._board.take_was_busy(), self._board.current()
-        if was_busy and self._last is WorkStatus.IDLE and status.status is WorkStatus.IDLE:
+        if was_busy and self._last is status.status and status.status in (WorkStatus.IDLE, WorkStatus.READY):
             # Busy and idle again between two reports: the host must not believe that it was idle all the time.
             return await self._send(status, WorkStatus.BUSY) and await self._send(status, status.status)
         return await self._send(status, status.status)

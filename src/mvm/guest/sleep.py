@@ -98,8 +98,11 @@ class SleepDesk:
         if self._preparing is not None:
             self._preparing.cancel()
 
-    async def undo(self, seconds: float) -> dict[str, str]:
-        """Let everything go on; the caller holds the lock. Returns integrations that could not be restored."""
+    async def undo(self, seconds: float, *, patience: float = 0.0) -> dict[str, str]:
+        """Let everything go on; the caller holds the lock. Returns what could not be restored within `patience`.
+
+        Integrations have `seconds` each and are not waited for any longer than `patience`.
+        """
         self._stop_timer()
         self.prepared = False
         failed: dict[str, str] = {}
@@ -111,7 +114,7 @@ class SleepDesk:
             except ControlError as error:
                 failed["openclaw"] = str(error)
                 log.error("OpenClaw cannot be let go on: %s", error)
-        failed.update(await self._integrations.restore(seconds))
+        failed.update(await self._integrations.restore(seconds, patience=patience))
         if self._deliveries is not None and not self.restarting:
             await self._deliveries.open()
             self._deliveries.nudge()

@@ -34,6 +34,7 @@ HELPERS_SHARE = 0.2
 """Share of a shutdown's time that is kept for the agent and the router, which OpenClaw needs until it has ended."""
 LEFTOVER_GRACE_SECONDS = 10.0
 LOCK_SECONDS = 2.0
+FREEZE_SECONDS = 5.0
 
 
 class AlreadyRunning(Exception):
@@ -169,7 +170,11 @@ class Supervisor:
         self._frozen = True
         for supervised in self._services.values():
             supervised.hold_restart()
+        deadline = time.monotonic() + FREEZE_SECONDS
         while moving := [p for p in processes.descendants(os.getpid()) if p.state != "T"]:
+            if time.monotonic() > deadline:
+                self._thaw()
+                raise OperationRefused(f"{len(moving)} processes do not stop within {FREEZE_SECONDS:g} s")
             for process in moving:
                 processes.send(process.identity, signal.SIGSTOP)
             await asyncio.sleep(0.002)

@@ -26,6 +26,8 @@ from mvm.wire.messages import BareWake, Refresh, RefreshAck, Wake, WakeAck
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+RESTORE_PATIENCE_SECONDS = 4.0
+"""How long a wake waits for integrations; the host waits for its answer for 10 s (CONTRACT 9)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +115,8 @@ class WakeDesk:
             else:
                 if isinstance(request, Wake):
                     self._compare_versions(request.secrets_epoch, request.config_version)
-            if failed := await self._sleep.undo(self._drain_seconds):
+            if failed := await self._sleep.undo(self._drain_seconds, patience=RESTORE_PATIENCE_SECONDS):
                 problems.append(describe(failed) or "")
-                self._on_event("RestoreFailed", describe(failed) or "")
             # What could not be taken in is said, but the guest is awake, with what it had before.
             return WakeAck(success=True, detail="; ".join(problems) or None, restarted=restarted)
 
