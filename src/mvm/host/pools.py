@@ -164,6 +164,8 @@ class Pools:
                 hint=f"remove them first: `mvm user remove {tenant_id} {users[0]}`",
             )
         async with self._removals.recorded(_REMOVAL, tenant_id, pool_id, actor=actor):
+            if (tenant_id, pool_id) not in self._catalog.pools:
+                return  # somebody else destroyed it while this call waited
             await self._remove(tenant_id, pool_id, actor=actor, progress=progress)
 
     async def resume_removals(self) -> None:

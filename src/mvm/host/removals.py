@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -28,21 +29,35 @@ class Removals:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._under_way: dict[str, asyncio.Lock] = {}
 
     @contextlib.asynccontextmanager
     async def recorded(self, kind: str, *parts: str, actor: str) -> AsyncIterator[None]:
-        """Keep a removal on record while the body runs, and afterwards too unless it ended well."""
-        key = f"{PREFIX}{kind}/{'/'.join(parts)}"
-        await self._store.put(key, {"actor": actor, "began_at": self._clock.now().isoformat()})
-        yield
-        await self._store.delete(key)
+        """Keep a removal on record while the body runs, and afterwards too unless it ended well.
+
+        One removal of a thing at a time: the body of a second one runs when the first has ended, and finds nothing.
+        """
+        key = _key(kind, *parts)
+        async with self._under_way.setdefault(key, asyncio.Lock()):
+            await self._store.put(key, {"actor": actor, "began_at": self._clock.now().isoformat()})
+            yield
+            await self._store.delete(key)
+
+    async def is_recorded(self, kind: str, *parts: str) -> bool:
+        """True when that is being removed, or its removal did not end well."""
+        return await self._store.get(_key(kind, *parts)) is not None
 
     async def pending(self, kind: str) -> list[Removal]:
-        """Removals of that kind that were begun and not finished."""
+        """Removals of that kind that were begun and that nobody is at now."""
         return [
             Removal(kind, tuple(document.key.removeprefix(f"{PREFIX}{kind}/").split("/")), _actor(document.value))
             for document in await self._store.list(f"{PREFIX}{kind}/")
+            if (lock := self._under_way.get(document.key)) is None or not lock.locked()
         ]
+
+
+def _key(kind: str, *parts: str) -> str:
+    return f"{PREFIX}{kind}/{'/'.join(parts)}"
 
 
 def _actor(value: object) -> str:

@@ -217,6 +217,8 @@ class Tenants:
         """
         self._catalog.tenant(tenant_id)
         async with self._removals.recorded(_REMOVAL, tenant_id, actor=actor):
+            if tenant_id not in self._catalog.tenants:
+                return  # somebody else destroyed it while this call waited
             await self._remove(tenant_id, actor=actor, progress=progress)
 
     async def resume_removals(self) -> None:
@@ -243,9 +245,9 @@ class Tenants:
         await self._secrets.forget_tenant(tenant_id)
         await self._catalog.remove_tenant(tenant_id)
         await asyncio.to_thread(self._chronicle.audit.destroy, tenant_id)
-        self._chronicle.record_tenant(
-            HOST_AUDIT, AuditAction.TENANT_DESTROYED, actor=actor, detail=f"tenant {tenant_id!r}, its audit included"
-        )
+        detail = f"tenant {tenant_id!r}, its audit included"
+        self._chronicle.audit.record(HOST_AUDIT, AuditAction.TENANT_DESTROYED, actor, detail=detail)
+        self._chronicle.events.record(AuditAction.TENANT_DESTROYED.value, tenant_id=tenant_id, actor=actor)
         orphans = [i for t in served_before if t != tenant_id for i in self._catalog.instances_of(t)]
         await self._refreshes.tell(orphans, actor=actor)
 

@@ -105,6 +105,11 @@ class Users:
                     f"user {user_id!r} of tenant {tenant_id!r} exists already",
                     hint=f"`mvm user list {tenant_id}` shows the users; remove it first to begin anew",
                 )
+            if await self._removals.is_recorded(_REMOVAL, tenant_id, user_id):
+                raise Conflict(
+                    f"user {user_id!r} of tenant {tenant_id!r} is still being removed",
+                    hint=f"`mvm user remove {tenant_id} {user_id}` waits for it or finishes it",
+                )
             self._require_free(tenant_id, user)
             await self._catalog.save_user(user)
         progress(f"making the worker of {user_id}")
@@ -187,14 +192,18 @@ class Users:
             return await self._catalog.save_user(changed)
 
     async def remove(self, tenant_id: TenantId, user_id: UserId, *, actor: str, progress: Progress = silent) -> None:
-        """Forget a user and destroy their worker with everything in it. The gateway stops serving them first."""
-        user = self.get(tenant_id, user_id)
+        """Forget a user and destroy their worker with everything in it. The gateway stops serving them first.
+
+        When the worker cannot be destroyed, a second call (or the next start of the agent) goes on.
+        """
+        if not await self._removals.is_recorded(_REMOVAL, tenant_id, user_id):
+            self.get(tenant_id, user_id)
         async with self._removals.recorded(_REMOVAL, tenant_id, user_id, actor=actor):
             await self._catalog.remove_user(tenant_id, user_id)
             await self.refresh_gateway(tenant_id, actor=actor)
             progress(f"destroying the worker of {user_id}")
             await self._destroy_workers(tenant_id, user_id, actor=actor)
-        self._chronicle.tenant_event(tenant_id, "UserRemoved", actor=actor, detail=", ".join(user.peers), user=user_id)
+        self._chronicle.tenant_event(tenant_id, "UserRemoved", actor=actor, user=user_id)
 
     async def _destroy_workers(self, tenant_id: TenantId, user_id: UserId, *, actor: str) -> None:
         for instance in self._catalog.instances_of(tenant_id):

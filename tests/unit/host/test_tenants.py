@@ -10,7 +10,7 @@ from tests.unit.host.services import ALICE, GATEWAYS, WORKERS, Services, opened
 from mvm.host.tenants import HOST_AUDIT, TenantChanges
 from mvm.model.entities import Instance
 from mvm.model.errors import Conflict, InvalidInput, MvmError, NotFound
-from mvm.model.ids import TenantId, UserId
+from mvm.model.ids import InstanceRef, TenantId, UserId
 
 BOB = UserId("bob")
 
@@ -220,3 +220,28 @@ async def test_a_gateway_of_its_own_is_the_oldest_one(services: Services) -> Non
     await services.tenant()
     await services.pools.scale(ALICE, GATEWAYS, running=2, actor="test")
     assert services.gateway() == services.catalog.instances_of(ALICE, GATEWAYS)[0]
+
+
+async def test_two_destructions_at_once_are_one(services: Services) -> None:
+    await services.tenant(workers=2)
+    await asyncio.gather(*(services.tenants.destroy(ALICE, actor="operator") for _ in range(3)))
+    assert services.kinds().count("TenantDestroyed") == 1
+
+
+async def test_a_destruction_under_way_is_not_taken_up_a_second_time(services: Services) -> None:
+    await services.tenant(workers=1)
+    gate, began = asyncio.Event(), asyncio.Event()
+    destroy = services.operations.destroy
+
+    async def slowly(ref: InstanceRef, *, actor: str) -> None:
+        began.set()
+        await gate.wait()
+        await destroy(ref, actor=actor)
+
+    services.operations.destroy = slowly  # type: ignore[method-assign]
+    under_way = asyncio.create_task(services.tenants.destroy(ALICE, actor="operator"))
+    await began.wait()
+    await services.tenants.resume_removals()
+    gate.set()
+    await under_way
+    assert services.kinds().count("TenantDestroyed") == 1

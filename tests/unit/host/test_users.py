@@ -180,3 +180,18 @@ async def test_quotas_of_a_tenant_can_be_changed_alone(services: Services) -> No
     before = services.catalog.tenant(ALICE)
     after = await services.tenants.update(ALICE, TenantChanges(quotas=Quotas(max_running=1)), actor="test")
     assert after == before.model_copy(update={"quotas": Quotas(max_running=1)})
+
+
+async def test_who_is_still_being_removed_is_not_added_and_the_removal_can_be_finished(services: Services) -> None:
+    await services.tenant()
+    await services.users.add(ALICE, BOB, actor="test")
+    services.operations.fails = lambda operation, _: MvmError("stuck") if operation == "destroy" else None
+    with pytest.raises(MvmError, match="stuck"):
+        await services.users.remove(ALICE, BOB, actor="test")
+    services.operations.fails = lambda operation, _: None
+    with pytest.raises(Conflict, match="still being removed"):
+        await services.users.add(ALICE, BOB, actor="test")
+    await services.users.remove(ALICE, BOB, actor="test")
+    assert (await services.users.add(ALICE, BOB, actor="test")).instance_id is not None
+    with pytest.raises(NotFound):
+        await services.users.remove(ALICE, UserId("nobody"), actor="test")
