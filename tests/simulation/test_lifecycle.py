@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.simulation.world import ALICE, GATEWAYS, QUICK, WORKERS, World
 
+from mvm.host.observability import Observability
 from mvm.host.reports import Activity
 from mvm.model.entities import Integration, Quotas
 from mvm.model.errors import Conflict, QuotaExceeded, Refused, Unavailable
@@ -40,6 +41,23 @@ async def test_a_sleeping_instance_has_no_process_and_wakes_running(world: World
         "agent",
         "service",
     ]
+
+
+async def test_a_sleep_and_a_wake_are_seen_in_the_metrics(world: World) -> None:
+    observability = Observability(world.catalog, world.chronicle, healthy=lambda: True)
+    ref = await world.worker(state=State.SLEEPING)
+    await world.lifecycle.wake(ref, actor="test")
+    world.guest(ref).refuse_sleep = "busy: a turn is under way"
+    with pytest.raises(Refused):
+        await world.lifecycle.sleep(ref, actor="test")
+    text = observability.metrics.render().decode()
+    for stage in ("queue", "network", "drives", "restore", "agent", "service", "total"):
+        assert f'mvm_wake_duration_seconds_count{{stage="{stage}"}} 1.0' in text
+    assert 'mvm_sleep_duration_seconds_count{stage="drain"} 1.0' in text
+    assert 'mvm_instance_transitions_total{to="running"} 2.0' in text
+    assert 'mvm_instance_transitions_total{to="sleeping"} 1.0' in text
+    assert "mvm_instances_deferred_total 1.0" in text
+    assert 'mvm_instances{state="running"} 1.0' in text
 
 
 async def test_waking_a_running_instance_succeeds_at_once(world: World) -> None:

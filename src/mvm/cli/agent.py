@@ -17,11 +17,18 @@ def serve(
     runtime: Annotated[str | None, typer.Option(help="auto, firecracker, qemu or process (MVM_RUNTIME).")] = None,
     production: Annotated[bool | None, typer.Option("--production", help="Refuse what is not isolated.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error (MVM_LOG).")] = None,
+    metrics_port: Annotated[
+        str | None, typer.Option(help="Show metrics and health on this loopback port; 0: any, off (MVM_METRICS_PORT).")
+    ] = None,
 ) -> None:
     """Run the agent in the foreground until SIGTERM or Ctrl-C; instances live on when it ends."""
     from mvm.host.app import serve as serve_host
 
-    session.run(serve_host(session.locations(runtime=runtime, production=production, log_level=log_level)))
+    session.run(
+        serve_host(
+            session.locations(runtime=runtime, production=production, log_level=log_level, metrics_port=metrics_port)
+        )
+    )
 
 
 @app.command("status")

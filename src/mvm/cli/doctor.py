@@ -29,7 +29,7 @@ def doctor(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
         "healthy": healthy,
         "checks": [finding.as_json() for finding in findings],
         "settings": [
-            {"name": name, "value": str(getattr(locations, name)), "origin": origin}
+            {"name": name, "value": _shown(getattr(locations, name)), "origin": origin}
             for name, origin in locations.origins.items()
         ],
     }
@@ -47,5 +47,9 @@ def _report(findings: list[Finding], locations: Locations) -> str:
         if finding.remedy is not None:
             indent = " " * (width + 11)
             lines += [f"{indent}why: {finding.matters}", f"{indent}do:  {finding.remedy}"]
-    settings = [(name, getattr(locations, name), origin) for name, origin in locations.origins.items()]
+    settings = [(name, _shown(getattr(locations, name)), origin) for name, origin in locations.origins.items()]
     return sections("\n".join(lines), columns(("setting", "value", "from"), settings))
+
+
+def _shown(value: object) -> str:
+    return "off" if value is None else str(value)

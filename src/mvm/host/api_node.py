@@ -61,6 +61,7 @@ async def node_info(host: Host, params: Nothing, call: Call) -> Json:
         "state_dir": str(locations.state_dir),
         "run_dir": str(locations.run_dir),
         "secrets_in_memory": locations.secrets_in_memory,
+        "metrics_port": host.metrics_port,
         "tenants": len(host.catalog.tenants),
         "instances": len(host.catalog.instances),
     }

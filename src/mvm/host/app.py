@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,10 @@ class Host:
     inspection: Inspection
     attachments: Attachments
     shutdown: asyncio.Event
+    serving: asyncio.Event
+    """Set while requests are taken."""
+    metrics_port: int | None = None
+    """Loopback port where the metrics are shown."""
 
 
 @contextlib.asynccontextmanager
@@ -286,6 +290,7 @@ async def open_host(
             inspection=inspection,
             attachments=attachments,
             shutdown=asyncio.Event(),
+            serving=asyncio.Event(),
         )
 
 
@@ -306,9 +311,24 @@ async def serve(locations: Locations) -> None:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, host.shutdown.set)
-            await _run(host, ApiServer(REQUESTS, host))
+            async with observed(host) as observe:
+                await _run(host, ApiServer(REQUESTS, host, observe=observe))
     with contextlib.suppress(OSError):  # not empty while instances run
         locations.secrets_dir.rmdir()
+
+
+@contextlib.asynccontextmanager
+async def observed(host: Host) -> AsyncIterator[Callable[[str, str], None]]:
+    """Show metrics and health while the block runs, where a port was set; gives what the API tells its requests to."""
+    port = host.locations.metrics_port
+    if port is None:
+        yield lambda kind, result: None
+        return
+    from mvm.host.observability import Observability  # aiohttp and prometheus_client only where they are used
+
+    observability = Observability(host.catalog, host.chronicle, healthy=host.serving.is_set)
+    async with observability.shown(port) as host.metrics_port:
+        yield observability.request
 
 
 def _own_log(locations: Locations) -> Path | None:
@@ -330,11 +350,13 @@ async def _run(host: Host, api: ApiServer[Host]) -> None:
     try:
         await holding.wait()
         await api.start(host.locations.socket)
+        host.serving.set()
         log.info("agent serves", socket=str(host.locations.socket), instances=len(host.catalog.instances))
         await asyncio.wait([stopping, work[1]], return_when=asyncio.FIRST_COMPLETED)
         if work[1].done():
             work[1].result()
     finally:
+        host.serving.clear()
         await api.close()
         for task in (stopping, *work):
             task.cancel()

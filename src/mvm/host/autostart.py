@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 from mvm.host.client import AgentClient
-from mvm.host.locations import SYSTEM_SOCKET, Locations
+from mvm.host.locations import OFF, SYSTEM_SOCKET, Locations
 from mvm.model.errors import MvmError, Refused, TimedOut, Unavailable
 
 AGENT_COMMAND = (sys.executable, "-P", "-m", "mvm.cli.main", "agent", "serve")
@@ -181,6 +181,7 @@ def _settings(locations: Locations) -> dict[str, str]:
         "MVM_RUNTIME": locations.runtime,
         "MVM_PRODUCTION": "1" if locations.production else "0",
         "MVM_LOG": locations.log_level,
+        "MVM_METRICS_PORT": OFF if locations.metrics_port is None else str(locations.metrics_port),
     }
 
 

@@ -51,6 +51,8 @@ class Catalog:
         self._awake: dict[TenantId, set[InstanceId]] = {}
         self._users: dict[tuple[TenantId, UserId], User] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self.instance_changed: Callable[[Instance | None, Instance | None], None] = lambda before, after: None
+        """Told what an instance was and what it is whenever one is saved or removed; neither waits nor raises."""
 
     @classmethod
     async def open(cls, store: Store) -> Catalog:
@@ -79,6 +81,11 @@ class Catalog:
                 ) from error
             self._revisions[document.key] = document.revision
         return entities
+
+    def _change(self, instance: Instance) -> None:
+        before = self._instances.get(instance.instance_id)
+        self._remember(instance)
+        self.instance_changed(before, instance)
 
     def _remember(self, instance: Instance) -> None:
         self._instances[instance.instance_id] = instance
@@ -202,7 +209,7 @@ class Catalog:
 
     async def save_instance(self, instance: Instance, *, durable: bool = True) -> Instance:
         """Write an instance. `durable=False` is for observations (busy times), never for transitions."""
-        await self._put(_instance_key(instance.ref), instance, lambda: self._remember(instance), durable=durable)
+        await self._put(_instance_key(instance.ref), instance, lambda: self._change(instance), durable=durable)
         return instance
 
     async def add_instances(self, instances: list[Instance]) -> None:
@@ -210,7 +217,7 @@ class Catalog:
         writes = [Write(_instance_key(i.ref), i.model_dump(mode="json"), expected=0) for i in instances]
         for instance, revision in zip(instances, await self.store.put_many(writes), strict=True):
             self._revisions[_instance_key(instance.ref)] = revision
-            self._remember(instance)
+            self._change(instance)
 
     async def remove_tenant(self, tenant: TenantId) -> None:
         await self._delete(_tenant_key(tenant))
@@ -228,6 +235,8 @@ class Catalog:
 
     async def remove_instance(self, ref: InstanceRef) -> None:
         await self._delete(_instance_key(ref))
-        self._instances.pop(ref.instance_id, None)
+        before = self._instances.pop(ref.instance_id, None)
         self._by_tenant.get(ref.tenant_id, set()).discard(ref.instance_id)
         self._awake.get(ref.tenant_id, set()).discard(ref.instance_id)
+        if before is not None:
+            self.instance_changed(before, None)

@@ -6,6 +6,8 @@ delivered) is for whoever watches, and may be lost with the power; a line of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mvm.host.audit import AuditAction, AuditLog
 from mvm.host.events import Event, EventLog
 from mvm.model.entities import Instance
@@ -20,9 +22,12 @@ class Chronicle:
     def __init__(self, audit: AuditLog, events: EventLog) -> None:
         self.audit = audit
         self.events = events
+        self.recorded: Callable[[AuditAction], None] = lambda action: None
+        """Told what was audited of an instance; neither waits nor raises."""
 
     def record(self, instance: Instance, action: AuditAction, *, actor: str, detail: str | None = None) -> None:
         """Audit something that was done to (or tried by) an instance."""
+        self.recorded(action)
         self.audit.record(
             instance.tenant_id,
             action,

@@ -37,13 +37,20 @@ _ENVIRONMENT = {
     "runtime": "MVM_RUNTIME",
     "production": "MVM_PRODUCTION",
     "log_level": "MVM_LOG",
+    "metrics_port": "MVM_METRICS_PORT",
     "autostart": "MVM_NO_AUTOSTART",
 }
 SETTINGS = tuple(_ENVIRONMENT)
 """Names of the settings: keys of mvm.toml, of `flags` and of `Locations.origins`."""
 
+_FORMS = {"metrics_port": 'a number from 0 to 65535, or "off"'}
 _PATHS = frozenset({"state_dir", "run_dir", "programs_dir"})
 _SWITCHES = frozenset({"production", "autostart"})
+OFF = "off"
+"""What a port is said to be where there shall be none."""
+
+Setting = str | bool | int
+"""A value as a flag, the environment or a file gives it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class ConfigFile:
     """One mvm.toml that exists: where it is and its checked values."""
 
     path: Path
-    values: Mapping[str, str | bool]
+    values: Mapping[str, Setting]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +79,8 @@ class Locations:
     log_level: str
     autostart: bool
     """False when nobody may start an agent in the background (`MVM_NO_AUTOSTART=1`)."""
+    metrics_port: int | None = None
+    """Loopback port where the agent shows its metrics and its health; 0 is any free one, None is nowhere."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Setting -> where its value came from, in words that `mvm doctor` prints."""
 
@@ -92,7 +101,7 @@ def parse_config(path: Path, text: str) -> ConfigFile:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{path} is not valid TOML: {error}", hint=f"correct it; its keys are: {_names()}") from None
-    values: dict[str, str | bool] = {}
+    values: dict[str, Setting] = {}
     for key, value in document.items():
         where = f"{path}:{_line_of(text, key)}"
         if key not in SETTINGS:
@@ -101,18 +110,21 @@ def parse_config(path: Path, text: str) -> ConfigFile:
             raise InvalidInput(f"{where}: unknown key {key!r}", hint=hint)
         if key in _SWITCHES and isinstance(value, bool):
             values[key] = value
+        elif key == "metrics_port" and isinstance(value, str | int) and not isinstance(value, bool):
+            _port(value, where)
+            values[key] = value
         elif key not in _SWITCHES and isinstance(value, str):
             _check(key, value, where)
             values[key] = str(path.parent / Path(value).expanduser()) if key in _PATHS else value
         else:
-            form = "true or false" if key in _SWITCHES else "text in quotes"
+            form = "true or false" if key in _SWITCHES else _FORMS.get(key, "text in quotes")
             raise InvalidInput(f"{where}: {key} is {value!r}", hint=f"write {key} as {form}")
     return ConfigFile(path, values)
 
 
 def resolve(
     *,
-    flags: Mapping[str, str | bool],
+    flags: Mapping[str, Setting],
     environ: Mapping[str, str],
     files: Iterable[ConfigFile],
     uid: int,
@@ -125,7 +137,7 @@ def resolve(
     files = tuple(files)
     origins: dict[str, str] = {}
 
-    def pick(name: str, default: str | bool) -> str | bool:
+    def pick(name: str, default: Setting) -> Setting:
         if name in flags:
             origins[name] = f"flag --{name.replace('_', '-')}"
             return flags[name]
@@ -162,6 +174,7 @@ def resolve(
     runtime, log_level = str(pick("runtime", "auto")), str(pick("log_level", "info"))
     _check("runtime", runtime, origins["runtime"])
     _check("log_level", log_level, origins["log_level"])
+    metrics_port = pick("metrics_port", OFF)
     secrets_dir, in_memory = _secrets_dir(run_dir, state_dir, uid, memory_mounts)
     return Locations(
         state_dir=state_dir,
@@ -173,12 +186,13 @@ def resolve(
         production=bool(pick("production", False)),
         log_level=log_level,
         autostart=bool(pick("autostart", True)),
+        metrics_port=_port(metrics_port, origins["metrics_port"]),
         origins=origins,
     )
 
 
 def locate(
-    flags: Mapping[str, str | bool] | None = None,
+    flags: Mapping[str, Setting] | None = None,
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     uid: int | None = None,
@@ -232,6 +246,17 @@ def _check(name: str, value: str, where: str) -> None:
     valid = {"runtime": RUNTIMES, "log_level": LOG_LEVELS}.get(name)
     if valid and value not in valid:
         raise InvalidInput(f"{name} {value[:80]!r} is unknown ({where})", hint=f"it is one of: {', '.join(valid)}")
+
+
+def _port(value: Setting, where: str) -> int | None:
+    text = str(value)
+    if text == OFF:
+        return None
+    if re.fullmatch("[0-9]{1,5}", text) and int(text) <= 65535:
+        return int(text)
+    raise InvalidInput(
+        f"metrics_port {text[:80]!r} is no port ({where})", hint=f"it is {_FORMS['metrics_port']}; 0 takes any free one"
+    )
 
 
 def _truth(value: str, variable: str) -> bool:

@@ -60,6 +60,17 @@ def test_switches_of_the_environment() -> None:
         resolved(environ={"MVM_PRODUCTION": "perhaps"})
 
 
+def test_metrics_are_off_until_a_port_is_set() -> None:
+    assert resolved().metrics_port is None
+    file = parse_config(Path("/etc/mvm/mvm.toml"), "metrics_port = 9464\n")
+    assert resolved(files=[file]).metrics_port == 9464
+    zero = resolved(files=[file], environ={"MVM_METRICS_PORT": "0"})
+    assert (zero.metrics_port, zero.origins["metrics_port"]) == (0, "environment MVM_METRICS_PORT")
+    assert resolved(files=[file], environ={"MVM_METRICS_PORT": "0"}, flags={"metrics_port": "off"}).metrics_port is None
+    with pytest.raises(InvalidInput, match=r"'-1' is no port \(flag --metrics-port\)"):
+        resolved(flags={"metrics_port": "-1"})
+
+
 def test_secrets_are_kept_in_memory_where_there_is_any() -> None:
     shm = resolved(memory_mounts=[Path("/dev/shm")])
     assert shm.secrets_in_memory
@@ -93,6 +104,9 @@ def test_a_run_directory_too_long_for_sockets_is_refused() -> None:
         ("production = 1\n", "mvm.toml:1: production is 1", "true or false"),
         ('runtime = "vmware"\n', "runtime 'vmware' is unknown", "firecracker"),
         ("runtime = \n", "not valid TOML", "its keys are"),
+        ("metrics_port = true\n", "mvm.toml:1: metrics_port is True", "from 0 to 65535"),
+        ("metrics_port = 65536\n", "metrics_port '65536' is no port", "0 takes any free one"),
+        ('metrics_port = "on"\n', "metrics_port 'on' is no port", "from 0 to 65535"),
     ],
 )
 def test_a_configuration_file_is_strict(text: str, message: str, hint: str) -> None:
