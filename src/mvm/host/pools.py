@@ -17,7 +17,7 @@ from mvm.host.removals import Removals
 from mvm.host.scaling import Do, Step, plan_counts
 from mvm.model import quota
 from mvm.model.entities import DesiredCounts, Instance, Pool, PoolSpec
-from mvm.model.errors import Conflict, InvalidInput, Refused
+from mvm.model.errors import Conflict, InvalidInput, MvmError, Refused
 from mvm.model.ids import PoolId, TenantId
 
 _REMOVAL = "pool"
@@ -169,12 +169,17 @@ class Pools:
             await self._remove(tenant_id, pool_id, actor=actor, progress=progress)
 
     async def resume_removals(self) -> None:
-        """After a start of the agent: finish removals that were begun."""
+        """After a start of the agent: finish removals that were begun. One that fails does not keep the others."""
         for removal in await self._removals.pending(_REMOVAL):
-            async with self._removals.recorded(_REMOVAL, *removal.parts, actor=removal.actor):
-                tenant_id, pool_id = TenantId(removal.parts[0]), PoolId(removal.parts[1])
-                if (tenant_id, pool_id) in self._catalog.pools:
-                    await self._remove(tenant_id, pool_id, actor=removal.actor, progress=silent)
+            tenant_id, pool_id = TenantId(removal.parts[0]), PoolId(removal.parts[1])
+            try:
+                async with self._removals.recorded(_REMOVAL, tenant_id, pool_id, actor=removal.actor):
+                    if (tenant_id, pool_id) in self._catalog.pools:
+                        await self._remove(tenant_id, pool_id, actor=removal.actor, progress=silent)
+            except MvmError as error:
+                self._chronicle.tenant_event(
+                    tenant_id, "PoolRemovalFailed", actor="recovery", detail=f"{pool_id}: {error.message}"
+                )
 
     async def _remove(self, tenant_id: TenantId, pool_id: PoolId, *, actor: str, progress: Progress) -> None:
         instances = self._catalog.instances_of(tenant_id, pool_id)

@@ -224,8 +224,12 @@ class Tenants:
     async def resume_removals(self) -> None:
         """After a start of the agent: finish destructions that were begun, and count secrets that were just set."""
         for removal in await self._removals.pending(_REMOVAL):
-            async with self._removals.recorded(_REMOVAL, *removal.parts, actor=removal.actor):
-                await self._remove(TenantId(removal.parts[0]), actor=removal.actor, progress=silent)
+            tenant_id = TenantId(removal.parts[0])
+            try:
+                async with self._removals.recorded(_REMOVAL, tenant_id, actor=removal.actor):
+                    await self._remove(tenant_id, actor=removal.actor, progress=silent)
+            except MvmError as error:
+                self._chronicle.tenant_event(tenant_id, "TenantRemovalFailed", actor="recovery", detail=error.message)
         for tenant in [*self._catalog.tenants.values()]:
             epoch = await self._secrets.epoch(tenant.tenant_id)
             if epoch != tenant.secrets_epoch:

@@ -21,12 +21,13 @@ from mvm.host.refreshes import Refreshes
 from mvm.host.removals import Removals
 from mvm.host.secrets import SecretStore
 from mvm.model.entities import Instance, Pool, User
-from mvm.model.errors import Conflict, InvalidInput, NotFound
+from mvm.model.errors import Conflict, InvalidInput, MvmError, NotFound
 from mvm.model.ids import PoolId, TenantId, UserId
 from mvm.model.roles import Role
 
 _PEER = re.compile(r"(telegram|discord):([0-9]{1,20})")
 _REMOVAL = "user"
+ACTOR = "recovery"
 
 
 def parse_peer(peer: str) -> tuple[str, str]:
@@ -212,15 +213,27 @@ class Users:
                 await self._secrets.forget_instance(instance)
 
     async def resume_removals(self) -> None:
-        """After a start of the agent: finish removals, and give every user who has none their instance."""
+        """After a start of the agent: finish removals, and give every user who has none their instance.
+
+        One that fails is told as an event and does not keep the others.
+        """
         for removal in await self._removals.pending(_REMOVAL):
             tenant_id, user_id = TenantId(removal.parts[0]), UserId(removal.parts[1])
-            async with self._removals.recorded(_REMOVAL, tenant_id, user_id, actor=removal.actor):
-                await self._catalog.remove_user(tenant_id, user_id)
-                await self._destroy_workers(tenant_id, user_id, actor=removal.actor)
+            try:
+                async with self._removals.recorded(_REMOVAL, tenant_id, user_id, actor=removal.actor):
+                    await self._catalog.remove_user(tenant_id, user_id)
+                    await self._destroy_workers(tenant_id, user_id, actor=removal.actor)
+            except MvmError as error:
+                self._failed(tenant_id, user_id, "UserRemovalFailed", error)
         for user in [*self._catalog.users.values()]:
             if user.instance_id is None or user.instance_id not in self._catalog.instances:
-                await self.bind(user, actor="recovery")
+                try:
+                    await self.bind(user, actor=ACTOR)
+                except MvmError as error:
+                    self._failed(user.tenant_id, user.user_id, "UserBindingFailed", error)
+
+    def _failed(self, tenant_id: TenantId, user_id: UserId, kind: str, error: MvmError) -> None:
+        self._chronicle.tenant_event(tenant_id, kind, actor=ACTOR, detail=error.message, user=user_id)
 
     async def refresh_gateway(self, tenant_id: TenantId, *, actor: str) -> None:
         """Let the gateway that serves a tenant know what changed."""

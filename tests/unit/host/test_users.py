@@ -6,7 +6,7 @@ import pytest
 from tests.unit.host.services import ALICE, GATEWAYS, WORKERS, Services, opened
 
 from mvm.host.tenants import TenantChanges
-from mvm.model.entities import PoolSpec, Quotas
+from mvm.model.entities import Instance, PoolSpec, Quotas
 from mvm.model.errors import Conflict, InvalidInput, MvmError, NotFound, QuotaExceeded
 from mvm.model.ids import PoolId, TenantId, UserId
 from mvm.model.roles import Role
@@ -195,3 +195,19 @@ async def test_who_is_still_being_removed_is_not_added_and_the_removal_can_be_fi
     assert (await services.users.add(ALICE, BOB, actor="test")).instance_id is not None
     with pytest.raises(NotFound):
         await services.users.remove(ALICE, UserId("nobody"), actor="test")
+
+
+async def test_one_removal_that_cannot_be_finished_does_not_keep_the_others(services: Services) -> None:
+    await services.tenant()
+    carol = UserId("carol")
+    services.operations.fails = lambda operation, _: MvmError("stuck") if operation == "destroy" else None
+    for name in (BOB, carol):
+        await services.users.add(ALICE, name, actor="test")
+        with pytest.raises(MvmError, match="stuck"):
+            await services.users.remove(ALICE, name, actor="test")
+    services.operations.fails = lambda operation, about: (
+        MvmError("stuck") if operation == "destroy" and isinstance(about, Instance) and about.user == BOB else None
+    )
+    await services.users.resume_removals()
+    assert [i.user for i in services.catalog.instances_of(ALICE, WORKERS)] == [BOB]
+    assert "UserRemovalFailed" in services.kinds(ALICE)
