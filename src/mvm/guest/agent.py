@@ -48,25 +48,25 @@ class Agent:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set. Raises `OSError` when a guest port cannot be served."""
         self._events.start()
-        starting = asyncio.create_task(self._start_instance(), name="start instance")
+        running = asyncio.create_task(self._run_instance(), name="instance")
+        ended = asyncio.create_task(stop.wait(), name="stop")
         try:
             self._servers.append(await self._channel.listen(AGENT_PORT, self._serve))
             self._servers.append(await self._channel.listen(SLEEP_PREP_PORT, self._serve_line))
-            ended = asyncio.create_task(stop.wait())
-            await asyncio.wait([ended, starting], return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                starting.result()  # raises what must not be swallowed
-            await ended
+            await asyncio.wait([ended, running], return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()  # raises what ended it
         finally:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            ended.cancel()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
             for server in self._servers:
                 server.close()
             if self._instance is not None:
                 await self._instance.close()
             await self._events.close()
 
-    async def _start_instance(self) -> None:
+    async def _run_instance(self) -> None:
         while True:
             try:
                 reading = config_files.read(self._paths.config)
@@ -88,7 +88,7 @@ class Agent:
             events=self._events,
             supervisor=self._supervisor,
         )
-        await self._instance.start()
+        await self._instance.run()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await rpc.serve_connection(

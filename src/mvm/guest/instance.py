@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 
 from mvm.guest import config as config_files
 from mvm.guest import exec as execution
@@ -45,6 +46,7 @@ class Instance:
         self._events = events
         self._supervisor = supervisor
         self._tasks: list[asyncio.Task[None]] = []
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         control = ControlSocket(paths.control_socket)
         self._deliveries = self._make_deliveries()
         self.board = StatusBoard(
@@ -93,12 +95,23 @@ class Instance:
             on_event=self._event,
         )
 
-    async def start(self) -> None:
-        """Begin: files in place, services started, doors open."""
-        self._tasks.append(asyncio.create_task(self._reporter.run(), name="reporter"))
+    async def run(self) -> None:
+        """Put files in place, start services, open doors, and go on until cancelled. Raises what ends a part of it."""
+        self._begin(self._reporter.run(), "reporter")
         if self._config.role.runs_openclaw:
-            self._tasks.append(asyncio.create_task(self._watch.run(), name="watch"))
+            self._begin(self._watch.run(), "watch")
         await self._wake.start()
+        await self._failed
+
+    def _begin(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A part that ends by itself has failed; the supervisor starts the agent anew."""
+        if not task.cancelled() and not self._failed.done():
+            self._failed.set_exception(task.exception() or RuntimeError(f"{task.get_name()} ended"))
 
     async def close(self) -> None:
         """End every part; services are the supervisor's."""

@@ -15,6 +15,7 @@ from mvm.guest.integrations import size_of
 from mvm.guest.paths import GuestPaths
 from mvm.wire.frames import GUEST_FRAME_LIMIT
 from mvm.wire.messages import MAX_LOG_TEXT, Logs, LogsResult, ServiceLog, ServiceStats, StatsResult
+from mvm.wire.rpc import Refusal
 
 DEFAULT_LINES = 200
 ALL_LOGS_BYTES = GUEST_FRAME_LIMIT * 3 // 4
@@ -23,8 +24,12 @@ _STARTED = time.monotonic()
 
 
 def logs(paths: GuestPaths, request: Logs) -> LogsResult:
-    """The newest lines of one log or of every one."""
-    names = [request.service] if request.service else sorted(path.stem for path in paths.logs.glob("*.log"))
+    """The newest lines of one log or of every one. Raises `Refusal` for a log that there is not."""
+    names = sorted(path.stem for path in paths.logs.glob("*.log"))
+    if request.service is not None:
+        if request.service not in names:
+            raise Refusal(f"there is no log of {request.service!r}; there are logs of {', '.join(names) or 'nothing'}")
+        names = [request.service]
     if not names:
         return LogsResult()
     share = ALL_LOGS_BYTES // len(names)

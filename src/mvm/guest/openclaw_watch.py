@@ -63,6 +63,8 @@ class OpenClawWatch:
         except ControlError as error:
             if self._latest is not None:
                 log.info("OpenClaw is gone: %s", error)
+        except Exception:  # the task's top: whatever it was, OpenClaw is looked at again
+            log.exception("following OpenClaw failed")
 
     def _take_in(self, status: OpenClawStatus) -> None:
         self._latest = status
@@ -90,6 +92,8 @@ class OpenClawWatch:
             await self._on_up()
         except ControlError as error:
             log.warning("OpenClaw is up, and then: %s", error)
+        except Exception:  # the task's top: it is up all the same
+            log.exception("OpenClaw is up, and then something failed")
 
     async def _answers(self) -> bool:
         # While it is held the health check says 503; it was up before that.

@@ -378,6 +378,8 @@ async def test_logs_and_stats_are_bounded_and_name_the_services(world: AgentWorl
     assert {log.service for log in logs.logs} >= {"agent", "openclaw", "supervisor"}
     only = await world.ask(messages.Logs(service="openclaw", lines=1))
     assert [(log.service, log.text.count("\n"), log.truncated) for log in only.logs] == [("openclaw", 1, True)]
+    with pytest.raises(rpc.CallFailed, match="there is no log of 'nonsense'; there are logs of agent, openclaw"):
+        await world.ask(messages.Logs(service="nonsense"))
     stats = await world.ask(messages.Stats())
     services = {service.service: service for service in stats.services}
     assert services["openclaw"].state == "running"
