@@ -14,10 +14,12 @@ const AUTOMATIONS = {
 
 export class Agent {
   #config;
+  #plugins;
   #cron;
 
-  constructor({ config }) {
+  constructor({ config, plugins }) {
     this.#config = config;
+    this.#plugins = plugins;
   }
 
   use(cron) {
@@ -35,6 +37,8 @@ export class Agent {
 
   /** Run a turn on a conversation that ends with a person's message; gives the final text. */
   async turn({ messages, sessionKey, signal, onText }) {
+    const blocked = await this.#plugins.askInTurn("before_agent_run", { sessionKey });
+    if (blocked?.block) throw new Error(blocked.reason ?? "blocked");
     const { baseUrl, apiKey, id } = this.model();
     const conversation = this.#prepared(messages);
     for (let round = 0; round < ROUNDS; round += 1) {
@@ -80,6 +84,7 @@ export class Agent {
     let result;
     try {
       if (name !== AUTOMATIONS.name) throw new Error(`Unknown tool ${name}`);
+      input = (await this.#plugins.askInTurn("before_tool_call", { toolName: name, params: input }))?.params ?? input;
       if (input.action === "add") result = { ok: true, job: await this.#cron.add(input.job ?? {}) };
       else if (input.action === "list") result = { jobs: await this.#cron.list() };
       else result = await this.#cron.remove(input.jobId);

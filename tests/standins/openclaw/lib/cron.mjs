@@ -85,7 +85,7 @@ export class Cron {
     for (const delivery of this.#pending) {
       if (this.#running.has(delivery.id) || (delivery.notBefore ?? 0) > Date.now()) continue;
       this.#running.add(delivery.id);
-      void this.#send(delivery).finally(() => this.#running.delete(delivery.id));
+      void this.#send(delivery);
     }
     for (const job of this.#jobs) {
       if (job.enabled === false || job.declarationKey || this.#running.has(job.id) || job.state.nextRunAtMs > Date.now()) continue;
@@ -98,11 +98,17 @@ export class Cron {
     try {
       const text = await this.#run(job);
       const delivery = { id: `cron:${job.id}:${job.state.nextRunAtMs}`, delivery: job.delivery, text };
-      if (text && job.delivery?.mode === "announce") this.#pending.push(delivery);
+      if (text && job.delivery?.mode === "announce") {
+        this.#pending.push(delivery);
+        this.#running.add(delivery.id);
+      }
       // The output and the end of the job are one step: a kill before it runs the job again, one after it only sends.
       writeWhole(this.#deliveries, this.#pending);
       if (job.deleteAfterRun) this.#jobs = this.#jobs.filter((other) => other.id !== job.id);
       else job.enabled = false;
+      this.#save();
+      // A job is over when its output is delivered; what the channel does not take now is tried again from the disk.
+      if (this.#pending.includes(delivery)) await this.#send(delivery);
     } catch (error) {
       this.#log(`cron: ${job.name ?? job.id} failed: ${error?.message ?? error}`);
       job.state.nextRunAtMs = Date.now() + 30_000;
@@ -119,6 +125,7 @@ export class Cron {
       this.#log(`cron: a delivery failed: ${error?.message ?? error}`);
       delivery.notBefore = Date.now() + RETRY_MS;
     }
+    this.#running.delete(delivery.id);
     writeWhole(this.#deliveries, this.#pending);
   }
 

@@ -19,7 +19,6 @@ import { accept } from "./websocket.mjs";
 
 const CONFIG_ERROR = 78;
 const DRAIN_MS = 315_000;
-const GATEWAY_GRACE_MS = 2_000;
 
 export async function main() {
   const directory = process.env.OPENCLAW_STATE_DIR;
@@ -54,7 +53,7 @@ class OpenClaw {
     this.plugins = new Plugins({ config, log: this.log });
     this.telegram = config.current().channels?.telegram ? new Telegram({ config, directory, plugins: this.plugins, log: this.log }) : null;
     this.outbound = new Outbound({ directory, senders: this.telegram ? { telegram: (message) => this.telegram.send(message) } : {} });
-    this.agent = new Agent({ config });
+    this.agent = new Agent({ config, plugins: this.plugins });
     this.protocol = new Protocol({ token: () => this.token, methods: this.#methods() });
     this.sessions = new Sessions({
       directory,
@@ -94,7 +93,7 @@ class OpenClaw {
       this.suppressed = this.telegram ? ["telegram"] : [];
       this.log("channel autostart suppressed by crash-loop breaker");
     }
-    await this.plugins.start();
+    await this.plugins.start({ getCron: () => this.cron });
     this.sessions.recover();
     this.telegram && !this.suppressed.length && this.telegram.start();
     const scheduling = cron.enabled !== false;
@@ -113,7 +112,7 @@ class OpenClaw {
     this.ending = true;
     this.log("SIGTERM: draining");
     this.cron.stop();
-    await this.telegram?.shutdown(GATEWAY_GRACE_MS);
+    await this.telegram?.shutdown(DRAIN_MS);
     await Promise.race([this.sessions.drained(), new Promise((resolve) => setTimeout(resolve, DRAIN_MS))]);
     this.protocol.close();
     this.server.close();
@@ -192,6 +191,7 @@ class OpenClaw {
 
   async #runJob(job) {
     const runId = randomUUID();
+    await this.plugins.tell("cron_changed", { action: "started", jobId: job.id }, { getCron: () => this.cron });
     this.plugins.agentEvent({ runId, stream: "lifecycle", data: { phase: "start" } });
     const prompt = `[cron:${job.id} ${job.name ?? ""}] ${job.payload.message}\nCurrent time: ${new Date().toISOString()}`;
     try {

@@ -5,16 +5,35 @@ import { pathToFileURL } from "node:url";
 import { ConfigProblem } from "./config.mjs";
 import { violation } from "./stages.mjs";
 
-const HOOKS = ["reply_dispatch", "before_agent_run", "gateway_start", "gateway_stop", "cron_reconciled", "cron_changed", "message_received", "before_agent_reply"];
+const HOOKS = [
+  "after_tool_call", "agent_end", "before_agent_reply", "before_agent_run", "before_dispatch", "before_tool_call", "cron_changed", "cron_reconciled",
+  "gateway_start", "gateway_stop", "inbound_claim", "message_received", "message_sent", "reply_dispatch", "reply_payload_sending", "session_end",
+  "session_start",
+];
 const NEEDS_CONVERSATION = new Set(["reply_dispatch", "before_agent_run", "before_agent_reply"]);
 
+/** What plugins have registered in one mode. */
+class Registry {
+  hooks = new Map();
+  services = [];
+  routes = [];
+  channels = [];
+
+  constructor(mode) {
+    this.mode = mode;
+  }
+}
+
+/**
+ * OpenClaw registers a plugin several times in a process: `full` for the gateway, and `discovery` for the registry that
+ * an agent's turns run with. A hook of a turn that is registered in `full` only never hears anything.
+ */
 export class Plugins {
   #config;
   #log;
-  #hooks = new Map();
-  #services = [];
-  #routes = [];
-  #channels = [];
+  #found = [];
+  #full = new Registry("full");
+  #turns = null;
   #agentListeners = new Set();
 
   constructor({ config, log }) {
@@ -23,7 +42,7 @@ export class Plugins {
   }
 
   get channels() {
-    return this.#channels;
+    return this.#full.channels;
   }
 
   async load() {
@@ -40,23 +59,26 @@ export class Plugins {
       const { openclaw } = JSON.parse(readFileSync(join(path, "package.json"), "utf8"));
       for (const extension of openclaw.extensions) {
         const module = await import(pathToFileURL(resolve(path, extension)).href);
-        module.default.register(this.#api(manifest.id, entry ?? {}));
+        this.#found.push({ id: manifest.id, entry: entry ?? {}, plugin: module.default });
       }
     }
+    this.#register(this.#full);
   }
 
   /** Ask the handlers of a hook in the order of their priority; the first that gives something decides. */
-  async ask(name, event, ctx) {
-    for (const { handler } of this.#hooks.get(name) ?? []) {
-      const answer = await handler(event, ctx);
-      if (answer) return answer;
-    }
-    return null;
+  ask(name, event, ctx) {
+    return first(this.#full, name, event, ctx);
+  }
+
+  /** As `ask`, for a hook inside an agent's turn. */
+  askInTurn(name, event, ctx = {}) {
+    this.#turns ??= this.#register(new Registry("discovery"));
+    return first(this.#turns, name, event, ctx);
   }
 
   /** Tell every handler of a hook; a failing one is logged. */
   async tell(name, event, ctx = {}) {
-    for (const { handler } of this.#hooks.get(name) ?? []) {
+    for (const { handler } of this.#full.hooks.get(name) ?? []) {
       try {
         await handler(event, ctx);
       } catch (error) {
@@ -69,26 +91,32 @@ export class Plugins {
     for (const listener of this.#agentListeners) listener(event);
   }
 
-  async start() {
-    for (const service of this.#services) await service.start({});
+  async start(ctx) {
+    for (const service of this.#full.services) await service.start(ctx);
   }
 
   async stop() {
-    for (const service of this.#services) await service.stop?.({});
+    await this.tell("gateway_stop", {});
+    for (const service of this.#full.services) await service.stop?.({});
   }
 
   /** The handler for an HTTP path, or null. */
   route(path) {
-    const found = this.#routes.find((route) => (route.match === "prefix" ? path.startsWith(route.path) : path === route.path));
+    const found = this.#full.routes.find((route) => (route.match === "prefix" ? path.startsWith(route.path) : path === route.path));
     return found?.handler ?? null;
   }
 
-  #api(id, entry) {
+  #register(registry) {
+    for (const { id, entry, plugin } of this.#found) plugin.register(this.#api(registry, id, entry));
+    return registry;
+  }
+
+  #api(registry, id, entry) {
     const config = this.#config;
     const log = (level) => (text) => this.#log(`[plugins] ${level}: ${text}`);
     return {
       id,
-      registrationMode: "full",
+      registrationMode: registry.mode,
       config: config.current(),
       pluginConfig: entry.config ?? {},
       logger: { debug: () => {}, info: log("info"), warn: log("warn"), error: log("error") },
@@ -107,19 +135,28 @@ export class Plugins {
           violation("a hook on conversations needs hooks.allowConversationAccess", { hook: name });
           return;
         }
-        const handlers = this.#hooks.get(name) ?? [];
-        handlers.push({ handler, priority: options.priority ?? 0 });
+        const handlers = registry.hooks.get(name) ?? [];
+        handlers.push({ handler, priority: options.priority ?? 0, matcher: options.matcher });
         handlers.sort((left, right) => right.priority - left.priority);
-        this.#hooks.set(name, handlers);
+        registry.hooks.set(name, handlers);
       },
-      registerService: (service) => this.#services.push(service),
-      registerChannel: ({ plugin }) => this.#channels.push(plugin),
+      registerService: (service) => registry.services.push(service),
+      registerChannel: ({ plugin }) => registry.channels.push(plugin),
       registerHttpRoute: (route) => {
         if (!["plugin", "gateway"].includes(route.auth)) throw new Error("a route says who authenticates: plugin or gateway");
-        this.#routes.push(route);
+        registry.routes.push(route);
       },
     };
   }
+}
+
+async function first(registry, name, event, ctx) {
+  for (const { handler, matcher } of registry.hooks.get(name) ?? []) {
+    if (matcher && !matcher.includes(event.toolName)) continue;
+    const answer = await handler(event, ctx);
+    if (answer) return answer;
+  }
+  return null;
 }
 
 /** What is wrong with `value` by the small part of JSON Schema that plugin manifests use, or null. */

@@ -69,7 +69,7 @@ export class Telegram {
     this.#state = "stopped";
   }
 
-  /** Stop polling and end the dispatches: OpenClaw restarts, the queue keeps what is not done. */
+  /** Stop polling, wait for the dispatches, then end them: the queue keeps what is not done. */
   async shutdown(graceMs) {
     this.stop();
     const deadline = Date.now() + graceMs;
@@ -129,7 +129,7 @@ export class Telegram {
   #enqueue(update) {
     const chat = chatOf(update);
     const active = this.#active.get(chat);
-    if (/^\/?stop\b/i.test(update.message?.text ?? "") && active) return void this.#stopTurn(update, active);
+    if (/^\/stop(@\w+)?$/i.test(update.message?.text?.trim() ?? "")) return void this.#stopTurn(update, active);
     if (active?.controller.signal.aborted) {
       violation("a message that comes while an aborted dispatch lasts is dropped", { update: update.update_id });
       return this.#done(update);
@@ -141,7 +141,7 @@ export class Telegram {
   }
 
   async #stopTurn(update, active) {
-    active.controller.abort(new Error("Reply operation aborted by user"));
+    active?.controller.abort(new Error("Reply operation aborted by user"));
     await this.send({ to: String(update.message.chat.id), text: "⚙️ Agent was aborted." }).catch((error) => this.#log(error.message));
     this.#done(update);
   }
@@ -195,7 +195,7 @@ export class Telegram {
     const direct = source.chat.type === "private";
     if (!direct && (this.#settings.groupPolicy ?? "disabled") === "disabled") return null;
     if (this.#settings.dmPolicy !== "open" && !this.#settings.allowFrom?.includes(sender)) return null;
-    const text = pressed ? pressed.data : (message.text ?? message.caption ?? "");
+    const text = pressed ? `callback_data: ${pressed.data}` : (message.text ?? message.caption ?? "");
     const media = message?.photo ? [await this.#photo(message.photo.at(-1).file_id)] : [];
     return {
       Provider: "telegram",
@@ -208,7 +208,7 @@ export class Telegram {
       SenderId: sender,
       SenderName: (pressed?.from ?? message.from).first_name,
       ChatType: direct ? "direct" : "group",
-      MessageSid: pressed ? `callback:${pressed.id}` : String(message.message_id),
+      MessageSid: pressed ? pressed.id : String(message.message_id),
       ProviderUpdateId: update.update_id,
       SessionKey: `agent:main:telegram:direct:${sender}`,
       Body: text,
