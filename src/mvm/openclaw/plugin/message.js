@@ -5,6 +5,8 @@
 /** Longest text of one message that is handed on; Telegram itself allows 4096 characters, Discord 4000. */
 export const MAX_TEXT = 64 * 1024;
 const MAX_KEY = 240;
+/** By it a worker's transcript tells the gateway's messages from those that OpenClaw writes itself. */
+export const RUN_PREFIX = "mvm-";
 
 const first = (...values) => {
   for (const value of values) if (typeof value === "string" && value.trim() !== "") return value;
@@ -50,7 +52,7 @@ export function describe(event) {
 
 /** The id under which the worker's OpenClaw knows this turn; it may hold no more than plain characters. */
 export function runIdOf(key) {
-  return `mvm-${key.replace(/[^A-Za-z0-9._:%-]/g, "-")}`;
+  return `${RUN_PREFIX}${key.replace(/[^A-Za-z0-9._:%-]/g, "-")}`;
 }
 
 /** Text of a chat message as the Gateway protocol carries it: a string or a list of content parts. */

@@ -7,7 +7,7 @@
  */
 import { ConnectionLost } from "./connection.js";
 import { backoff, pause } from "./order.js";
-import { textOf } from "./message.js";
+import { RUN_PREFIX, textOf } from "./message.js";
 
 const HISTORY_MESSAGES = 60;
 const HISTORY_CHARS = 200_000;
@@ -106,28 +106,39 @@ async function fromHistory({ connection, sessionKey, runId, every, patience }) {
   for (let quiet = 0; ; quiet += 1) {
     await pause(every);
     const history = await request(connection, "chat.history", { sessionKey, limit: HISTORY_MESSAGES, maxChars: HISTORY_CHARS });
-    const { text } = findAnswer(history?.messages ?? [], runId);
+    const { text, error } = findAnswer(history?.messages ?? [], runId);
     if (text !== null) return { text, recovered: true };
     if (history?.inFlightRun) quiet = 0;
-    if (quiet * every >= patience) return { text: "", recovered: true };
+    if (quiet * every < patience) continue;
+    // A turn may end without words, but one that failed must not pass for it: the person would wait for ever.
+    if (error !== null) throw new TurnFailed(error);
+    return { text: "", recovered: true };
   }
 }
 
 /**
- * `{asked, text}`: whether our message is in the transcript, and the last finished assistant text between it and the next
- * message that a person sent (null while there is none).
+ * What the transcript says of our message: whether it is there (`asked`), the last finished assistant `text` that answers
+ * it, and the `error` of the last attempt at it (null while there is none).
+ *
+ * The answer ends at the next message that the gateway sent. OpenClaw's own user messages (it tells a turn that a restart
+ * interrupted to go on; a reminder fires) end it only once there is one: the recovered turn answers after such a message.
  */
 export function findAnswer(messages, runId) {
   const at = messages.findLastIndex((message) => message?.idempotencyKey === `${runId}:user`);
-  if (at < 0) return { asked: false, text: null };
+  if (at < 0) return { asked: false, text: null, error: null };
   let text = null;
+  let error = null;
   for (const message of messages.slice(at + 1)) {
-    if (message?.role === "user" && typeof message.idempotencyKey === "string" && message.idempotencyKey.endsWith(":user")) break;
+    if (message?.role === "user") {
+      const key = typeof message.idempotencyKey === "string" ? message.idempotencyKey : "";
+      if (key.startsWith(RUN_PREFIX) || (key && text !== null)) break;
+    }
     if (message?.role !== "assistant") continue;
+    if (message.stopReason === "error") error = String(message.errorMessage ?? "the turn failed").slice(0, 300);
     if (message.stopReason !== undefined && !["stop", "end_turn", "length"].includes(message.stopReason)) continue;
     text = textOf(message) || text;
   }
-  return { asked: true, text };
+  return { asked: true, text, error };
 }
 
 function aborted(signal) {
