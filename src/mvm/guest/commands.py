@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from mvm.guest import processes
 
 CHUNK_BYTES = 64 * 1024
+POLL_SECONDS = 0.01
 END_SECONDS = 2.0
 """How long a command may take to end after SIGTERM."""
 
@@ -63,39 +64,48 @@ async def run(
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    readers = [asyncio.create_task(_read(stream, keep_bytes)) for stream in (process.stdout, process.stderr)]
+    outputs = [_Output(keep_bytes), _Output(keep_bytes)]
+    readers = [
+        asyncio.create_task(output.read(stream))
+        for output, stream in zip(outputs, (process.stdout, process.stderr), strict=True)
+    ]
     feeder = asyncio.create_task(_feed(process.stdin, stdin))
     timed_out = False
     try:
         async with asyncio.timeout(seconds):
-            await process.wait()
-            await asyncio.wait(readers)
+            await _exited(process)
     except TimeoutError:
         timed_out = True
     finally:
         await _end(process, leader)
         feeder.cancel()
-        # What still holds the pipes open ended just now, so the readers do too.
+        # Whoever else held the pipes open has just ended, unless it went into a session of its own.
         await asyncio.wait([feeder, *readers], timeout=END_SECONDS)
         for task in readers:
             task.cancel()
         await asyncio.gather(feeder, *readers, return_exceptions=True)
-    outputs = [(b"", True) if task.cancelled() else task.result() for task in readers]
+        process._transport.close()  # type: ignore[attr-defined]  # there is no public way to let go of the pipes
     return Outcome(
         status=process.returncode if process.returncode is not None else -int(signal.SIGKILL),
-        stdout=outputs[0][0],
-        stderr=outputs[1][0],
-        truncated=outputs[0][1] or outputs[1][1],
+        stdout=bytes(outputs[0].kept),
+        stderr=bytes(outputs[1].kept),
+        truncated=outputs[0].truncated or outputs[1].truncated,
         timed_out=timed_out,
     )
 
 
-async def _read(stream: asyncio.StreamReader, keep_bytes: int) -> tuple[bytes, bool]:
-    kept, more = bytearray(), False
-    while data := await stream.read(CHUNK_BYTES):
-        more = more or len(kept) + len(data) > keep_bytes
-        kept += data[: keep_bytes - len(kept)]
-    return bytes(kept), more
+class _Output:
+    """The beginning of what a command said."""
+
+    def __init__(self, limit: int) -> None:
+        self.kept = bytearray()
+        self.truncated = False
+        self._limit = limit
+
+    async def read(self, stream: asyncio.StreamReader) -> None:
+        while data := await stream.read(CHUNK_BYTES):
+            self.truncated = self.truncated or len(self.kept) + len(data) > self._limit
+            self.kept += data[: self._limit - len(self.kept)]
 
 
 async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
@@ -115,10 +125,15 @@ async def _end(process: asyncio.subprocess.Process, leader: processes.Identity |
         for member in session():
             processes.send(member.identity, signal.SIGTERM)
         with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), END_SECONDS)
+            await asyncio.wait_for(_exited(process), END_SECONDS)
     await processes.kill_all(session)
-    if process.returncode is None:
-        await process.wait()
+    await _exited(process)
+
+
+async def _exited(process: asyncio.subprocess.Process) -> None:
+    """Return when the command itself has ended; `Process.wait` waits for whoever else holds its pipes, too."""
+    while process.returncode is None:  # noqa: ASYNC110 - asyncio has no event for this
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def own_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
