@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -311,6 +311,35 @@ async def test_an_alarm_wakes_a_sleeper_in_time_and_only_then(world: World) -> N
     await world.policy.tick_and_wait()
     assert world.state(ref) is State.SLEEPING
     world.time.pass_seconds(598)
+    await world.policy.tick_and_wait()
+    assert world.state(ref) is State.RUNNING
+
+
+async def test_an_alarm_that_no_calendar_has_harms_nobody_else(world: World) -> None:
+    hostile, other = await world.worker(), await world.worker()
+    world.guest(hostile).next_alarm_at = datetime.min.replace(tzinfo=UTC)
+    world.guest(other).next_alarm_at = world.time.wall + timedelta(seconds=600)
+    for ref in (hostile, other):
+        await world.lifecycle.sleep(ref, actor="test")
+    world.time.pass_seconds(598)
+    await world.policy.tick_and_wait()
+    assert world.state(other) is State.RUNNING
+
+
+async def test_a_wake_for_an_alarm_that_fails_is_tried_again_but_not_at_every_look(world: World) -> None:
+    ref = await world.worker()
+    world.guest(ref).next_alarm_at = world.time.wall + timedelta(seconds=600)
+    await world.lifecycle.sleep(ref, actor="test")
+    world.time.pass_seconds(598)
+    tries = 0
+    for _ in range(60):
+        world.runtime.fail["start"] = world.runtime.fail["restore"] = Unavailable("no memory")
+        await world.policy.tick_and_wait()
+        tries += len(world.runtime.fail) < 2
+        world.time.pass_seconds(5)
+    assert 3 < tries < 12, "five minutes"
+    world.runtime.fail.clear()
+    world.time.pass_seconds(60)
     await world.policy.tick_and_wait()
     assert world.state(ref) is State.RUNNING
 

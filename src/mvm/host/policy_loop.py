@@ -39,7 +39,7 @@ ACTOR = "policy"
 REPORT_MAX_AGE_SECONDS = 60.0
 """An older report is asked for again; a guest reports every 20 s by itself."""
 REVIVE_BACKOFF_SECONDS = (0.0, 2.0, 5.0, 15.0, 60.0)
-"""Pauses before an instance that died is started again; the last one repeats."""
+"""Pauses before an instance that died or could not be woken is started again; the last one repeats."""
 REVIVE_FORGET_SECONDS = 600.0
 
 
@@ -73,7 +73,7 @@ class PolicyLoop:
         self._attachments = attachments
         self._clock = clock
         self._acting: dict[InstanceId, asyncio.Task[None]] = {}
-        self._deaths: dict[InstanceId, list[float]] = {}
+        self._tried: dict[InstanceId, list[float]] = {}
         self._said: dict[InstanceId, str] = {}
 
     async def run(self) -> None:
@@ -90,16 +90,23 @@ class PolicyLoop:
     def tick(self) -> None:
         """Look at every instance once; what is to be done is begun as a task of its own."""
         for instance in list(self._catalog.instances.values()):
-            if instance.instance_id in self._acting or self._lifecycle.busy(instance.instance_id):
-                continue
-            if instance.transition is not None:
-                continue
-            if self._alarm_is_due(instance):
+            try:
+                self._look_at(instance)
+            except Exception:  # whatever a guest made of its record: the others are looked at all the same
+                log.exception("an instance cannot be looked at", instance=str(instance.ref))
+
+    def _look_at(self, instance: Instance) -> None:
+        if instance.instance_id in self._acting or self._lifecycle.busy(instance.instance_id):
+            return
+        if instance.transition is not None:
+            return
+        if self._alarm_is_due(instance):
+            if self._may_try_again(instance.instance_id):
                 self._act(instance, self._wake_for_alarm(instance))
-            elif self._should_be_up(instance):
-                self._act(instance, self._keep_up(instance))
-            elif instance.state.has_process and instance.role.may_sleep_by_policy:
-                self._act(instance, self._consider_rest(instance))
+        elif self._should_be_up(instance):
+            self._act(instance, self._keep_up(instance))
+        elif instance.state.has_process and instance.role.may_sleep_by_policy:
+            self._act(instance, self._consider_rest(instance))
 
     async def settled(self) -> None:
         """Return when everything that was begun has ended."""
@@ -188,7 +195,12 @@ class PolicyLoop:
         return policy.alarm_wake_at(instance.next_alarm_at, chance, lead_seconds=lead)
 
     async def _wake_for_alarm(self, instance: Instance) -> None:
-        await self._wakes.wake(instance.ref, actor="alarm")
+        try:
+            await self._wakes.wake(instance.ref, actor="alarm")
+        except MvmError:
+            # Tried again with growing pauses: one that cannot start must not fill the audit with attempts.
+            self._tried.setdefault(instance.instance_id, []).append(self._clock.monotonic())
+            raise
 
     # Staying up
 
@@ -203,13 +215,13 @@ class PolicyLoop:
         )
 
     async def _keep_up(self, instance: Instance) -> None:
-        self._deaths.setdefault(instance.instance_id, []).append(self._clock.monotonic())
+        self._tried.setdefault(instance.instance_id, []).append(self._clock.monotonic())
         await self._wakes.wake(instance.ref, actor="always-on")
 
     def _may_try_again(self, instance: InstanceId) -> bool:
         now = self._clock.monotonic()
-        recent = [at for at in self._deaths.get(instance, ()) if now - at < REVIVE_FORGET_SECONDS]
-        self._deaths[instance] = recent
+        recent = [at for at in self._tried.get(instance, ()) if now - at < REVIVE_FORGET_SECONDS]
+        self._tried[instance] = recent
         if not recent:
             return True
         pause = REVIVE_BACKOFF_SECONDS[min(len(recent), len(REVIVE_BACKOFF_SECONDS) - 1)]

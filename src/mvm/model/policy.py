@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
 from mvm.model.entities import Instance, Pool, RuntimePolicy
 from mvm.model.states import State
+
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 ALARM_MARGIN_SECONDS = 60.0
 """An instance whose next alarm is nearer than this is not put to sleep: it would be woken at once."""
@@ -230,6 +232,8 @@ def alarm_wake_at(
     """When to begin the wake for an alarm: `lead_seconds` before it or up to `spread_seconds` earlier, never later.
 
     The jitter spreads the wakes for one popular moment. Draw it once per alarm (or seed it by instance and alarm): a
-    new draw at every look would let the earliest one win.
+    new draw at every look would let the earliest one win. Guests choose their alarms: one at the beginning of time is
+    simply due.
     """
-    return next_alarm - timedelta(seconds=lead_seconds + jitter.random() * spread_seconds)
+    lead = timedelta(seconds=lead_seconds + jitter.random() * spread_seconds)
+    return next_alarm - min(lead, next_alarm - _EARLIEST)

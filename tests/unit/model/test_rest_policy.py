@@ -232,3 +232,11 @@ def test_wakes_for_one_popular_moment_are_spread() -> None:
     chance = random.Random(1)
     begins = {alarm_wake_at(NOW, chance) for _ in range(100)}
     assert max(begins) - min(begins) > timedelta(seconds=20)
+
+
+@pytest.mark.parametrize("alarm", [datetime.min, datetime.max])
+def test_an_alarm_at_either_end_of_time_is_an_alarm_like_any_other(alarm: datetime) -> None:
+    alarm = alarm.replace(tzinfo=UTC)
+    begins = alarm_wake_at(alarm, random.Random(1))
+    assert begins <= alarm
+    assert (begins <= NOW) == (alarm < NOW)
