@@ -106,7 +106,7 @@ def gateway_config(
     config["models"] = {"mode": "replace", "providers": {}, "catalogRefresh": {"enabled": False}}
     config["tools"] = {"deny": ["*"]}
     config["cron"] = {"enabled": False}
-    # Its watchdog takes a dispatch that waits for a long turn on the worker for a stuck one and ends it after six minutes.
+    # Its watchdog takes a dispatch that waits for a long turn on the worker for a stuck one, and ends it after 6 minutes.
     config["diagnostics"] = {"enabled": False}
     _plugin(
         config,
@@ -141,6 +141,9 @@ def worker_config(
         models["providers"] = {provider: entry}
     config["models"] = models
     config["channels"] = {CHANNEL: {"enabled": True}}
+    # By itself OpenClaw gives some models one tool that runs scripts against all others. Then nothing else sees which
+    # tool is used, and a reminder set from a script has no way to the person (worker.js completes it as it is set).
+    config["tools"] = {"codeMode": {"enabled": False}}
     # A weekly review of skills by the model, on its own initiative.
     config["skills"] = {"workshop": {"autonomous": {"mode": "off"}}}
     agents = config["agents"]
