@@ -91,7 +91,7 @@ async def one_wake(someone: Operator, worker: dict[str, Any], number: int) -> di
     await someone.say(ALICE, f"wake number {number}")
     answered = (time.perf_counter() - began) * 1000
     shown = await someone.ask("instance", "info", someone.address(worker))
-    timeline = shown["last_wake"]
+    timeline = shown["instance"]["last_wake"]
     stages = {stage["stage"]: stage["milliseconds"] for stage in timeline["stages"]}
     total = sum(stages.values())
     share = sum(ms for stage, ms in stages.items() if stage not in NOT_OURS)

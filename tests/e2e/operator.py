@@ -200,23 +200,12 @@ class Operator:
                 continue
         return found
 
-    def openclaw_of(self, instance: Json) -> psutil.Process:
-        """The main process of an instance's OpenClaw."""
-        return self._service_of(instance, "openclaw.mjs")
-
-    def router_of(self, instance: Json) -> psutil.Process:
-        """The router of a gateway instance."""
-        return self._service_of(instance, "router")
-
-    def supervisor_of(self, instance: Json) -> psutil.Process:
-        """The supervisor of an instance."""
-        return self._service_of(instance, "supervise")
-
-    def _service_of(self, instance: Json, word: str) -> psutil.Process:
-        for process in self.processes_of(instance):
-            if any(word == Path(argument).name for argument in process.cmdline()):
-                return process
-        raise AssertionError(f"no process {word!r} of {instance['instance_id']} runs")
+    def service_of(self, instance: Json, service: str) -> psutil.Process:
+        """The process of a service (agent, router, openclaw) or of the supervisor of an instance, by its record."""
+        run = self.directory / "run/i" / instance["instance_id"] / "root/run/mvm/supervisor.json"
+        record = json.loads(run.read_text())
+        entry = record["supervisor"] if service == "supervisor" else record["services"][service]
+        return psutil.Process(entry["pid"])
 
     async def kill_agent(self) -> None:
         """`kill -9` of the agent; returns when it is gone."""
