@@ -106,7 +106,7 @@ def gateway_config(
     config["models"] = {"mode": "replace", "providers": {}, "catalogRefresh": {"enabled": False}}
     config["tools"] = {"deny": ["*"]}
     config["cron"] = {"enabled": False}
-    # Its watchdog takes a dispatch that waits for a long turn on the worker for a stuck one, and ends it after 6 minutes.
+    # Its watchdog takes a dispatch that waits for a long turn on the worker for a stuck one: ended after 6 minutes.
     config["diagnostics"] = {"enabled": False}
     _plugin(
         config,

@@ -84,10 +84,11 @@ function registerControl({ api, config, state }) {
     status: () => ({ ok: true, role: config.role, ...activity.snapshot(), detail: null }),
     log,
     commands: {
-      CHECKPOINT: async (argument) => ({
-        ...(await suspension.take(drainSeconds(argument))),
-        next_alarm_at: activity.snapshot().next_alarm_at,
-      }),
+      CHECKPOINT: async (argument) => {
+        const answer = await suspension.take(drainSeconds(argument));
+        await state.alarms.reread();
+        return { ...answer, next_alarm_at: activity.snapshot().next_alarm_at };
+      },
       RESTORE: () => suspension.release(),
       RELOAD_SECRETS: async () => {
         await own.call("secrets.reload");
