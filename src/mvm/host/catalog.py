@@ -212,6 +212,27 @@ class Catalog:
         await self._put(_instance_key(instance.ref), instance, lambda: self._change(instance), durable=durable)
         return instance
 
+    async def amend_instance(self, ref: InstanceRef, amend: Callable[[Instance], Instance | None]) -> None:
+        """Write an observation of an instance without getting in the way of its transitions. Not durable.
+
+        `amend` is given the instance as it is when its turn to be written has come, so that nothing that is being
+        saved meanwhile is undone; it returns None to leave it. Nothing happens when the instance is gone.
+        """
+        key = _instance_key(ref)
+
+        async def put() -> None:
+            async with self._locks.setdefault(key, asyncio.Lock()):
+                current = self._instances.get(ref.instance_id)
+                amended = amend(current) if current is not None and current.ref == ref else None
+                if amended is None:
+                    return
+                self._revisions[key] = await self.store.put(
+                    key, amended.model_dump(mode="json"), expected=self._revisions.get(key, 0), durable=False
+                )
+                self._change(amended)
+
+        await asyncio.shield(asyncio.create_task(put(), name=f"amend {key}"))
+
     async def add_instances(self, instances: list[Instance]) -> None:
         """Write many new instances in one transaction."""
         writes = [Write(_instance_key(i.ref), i.model_dump(mode="json"), expected=0) for i in instances]

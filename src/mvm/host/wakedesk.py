@@ -114,11 +114,16 @@ class WakeDesk:
             in_flight=report.in_flight,
             next_alarm_at=report.next_alarm_at,
         )
-        if caller.state.has_process and report.next_alarm_at != caller.next_alarm_at and caller.transition is None:
-            # An observation, not a transition: it need not be flushed, the guest will say it again.
-            await self._catalog.save_instance(
-                caller.model_copy(update={"next_alarm_at": report.next_alarm_at}), durable=False
-            )
+
+        def note(instance: Instance) -> Instance | None:
+            if not instance.state.has_process or instance.transition is not None:
+                return None
+            if instance.next_alarm_at == report.next_alarm_at:
+                return None
+            return instance.model_copy(update={"next_alarm_at": report.next_alarm_at})
+
+        if note(caller) is not None:
+            await self._catalog.amend_instance(caller.ref, note)
         return messages.Ok()
 
     async def _granted(
