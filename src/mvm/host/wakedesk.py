@@ -3,13 +3,18 @@
 Who asks is known from the connection (each instance has a socket of its own), never from a field of the message. A
 gateway may wake and query instances that its table grants; everybody may ask the time and report on themselves; the
 rest is refused in the same words and the same time whether the target exists or not, and the refusal is audited.
+
+A guest may be hostile: it is served no faster than it could have anything to say, and what it says of its own accord is
+recorded up to a measure, so that it can push nobody else's events, nor its tenant's audit, out of the logs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 
+from mvm.host.allowance import Allowance
 from mvm.host.audit import AuditAction
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
@@ -29,7 +34,29 @@ from mvm.wire.tagged import Answer
 MAX_CONNECTIONS_PER_INSTANCE = 64
 IDLE_TIMEOUT_SECONDS = 30.0
 MAX_EVENT_DETAIL = 500
+WAKE_SECONDS = 150.0
+"""How long one connection waits for a wake, longer than a router does; the wake itself goes on."""
+REQUESTS = (200, 50.0)
+"""Requests of one guest: so many at once, then so many a second; the rest waits."""
+EVENTS = (60, 1 / 60)
+"""Events of one guest that are recorded: so many at once, then so many a second; the rest is counted."""
+GATEWAY_EVENTS = (1000, 20.0)
+"""The same for a gateway, which tells of everybody's messages."""
+REFUSALS = (60, 1 / 60)
+"""Refusals of one guest that are audited, likewise."""
 REFUSED = "refused: not an instance that you may wake or query"
+
+
+@dataclass
+class _Guest:
+    """What the desk keeps of one guest, for as long as there is an instance."""
+
+    requests: Allowance
+    events: Allowance
+    refusals: Allowance
+    connections: int = 0
+    unrecorded: int = 0
+    """Events that were not recorded since the last one that was."""
 
 
 class WakeDesk:
@@ -53,17 +80,18 @@ class WakeDesk:
         self._reports = reports
         self._chronicle = chronicle
         self._clock = clock
-        self._connections: dict[InstanceId, int] = {}
+        self._guests: dict[InstanceId, _Guest] = {}
 
     def handler_for(self, ref: InstanceRef) -> Handler:
         """The connection handler of one instance's host port: its identity is bound here."""
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            open_now = self._connections.get(ref.instance_id, 0)
-            if open_now >= MAX_CONNECTIONS_PER_INSTANCE:
+            instance = self._catalog.instances.get(ref.instance_id)
+            guest = None if instance is None else self._guest(instance)
+            if guest is None or guest.connections >= MAX_CONNECTIONS_PER_INSTANCE:
                 writer.close()
                 return
-            self._connections[ref.instance_id] = open_now + 1
+            guest.connections += 1
             try:
                 await rpc.serve_connection(
                     reader,
@@ -73,12 +101,25 @@ class WakeDesk:
                     timeout=IDLE_TIMEOUT_SECONDS,
                 )
             finally:
-                if self._connections[ref.instance_id] == 1:
-                    del self._connections[ref.instance_id]
-                else:
-                    self._connections[ref.instance_id] -= 1
+                guest.connections -= 1
 
         return handle
+
+    def _guest(self, instance: Instance) -> _Guest:
+        guest = self._guests.get(instance.instance_id)
+        if guest is None:
+            for gone in self._guests.keys() - self._catalog.instances.keys():
+                del self._guests[gone]
+            guest = self._guests[instance.instance_id] = _Guest(
+                requests=self._allowance(REQUESTS),
+                events=self._allowance(GATEWAY_EVENTS if instance.role is Role.GATEWAY else EVENTS),
+                refusals=self._allowance(REFUSALS),
+            )
+        return guest
+
+    def _allowance(self, measure: tuple[int, float]) -> Allowance:
+        burst, per_second = measure
+        return Allowance(self._clock.monotonic, burst=burst, per_second=per_second)
 
     async def _answer(self, ref: InstanceRef, request: messages.GuestToHost) -> Answer:
         try:
@@ -89,6 +130,8 @@ class WakeDesk:
     async def answer(self, ref: InstanceRef, request: messages.GuestToHost) -> Answer:
         """Answer one request of the instance `ref`."""
         caller = self._catalog.instance(ref)
+        if wait := self._guest(caller).requests.owe():
+            await asyncio.sleep(wait)
         match request:
             case messages.QueryHostTime():
                 moment = time.time_ns()
@@ -103,9 +146,24 @@ class WakeDesk:
             case messages.RequestPairing():
                 return await self._pairing_code(caller, request)
             case messages.ReportEvent():
-                detail = (request.detail or "")[:MAX_EVENT_DETAIL]
-                self._chronicle.guest_event(caller, request.kind, user=request.user, detail=detail)
+                self._record(caller, request)
                 return messages.Ok()
+
+    def _record(self, caller: Instance, event: messages.ReportEvent) -> None:
+        guest = self._guest(caller)
+        if not guest.events.take():
+            guest.unrecorded += 1
+            return
+        if guest.unrecorded:
+            self._chronicle.event(
+                caller,
+                "EventsNotRecorded",
+                actor="mvm",
+                detail=f"{guest.unrecorded} events that it reported: too many in too short a time",
+            )
+            guest.unrecorded = 0
+        detail = (event.detail or "")[:MAX_EVENT_DETAIL]
+        self._chronicle.guest_event(caller, event.kind, user=event.user, detail=detail)
 
     async def _take_report(self, caller: Instance, report: messages.ReportStatus) -> Answer:
         self._reports.record(
@@ -138,26 +196,35 @@ class WakeDesk:
             or (target.tenant_id, target.pool_id) != named
             or not self._gateways.granted(caller, target)
         ):
-            self._chronicle.record(
-                caller,
-                AuditAction.WAKE_REFUSED,
-                actor=str(caller.ref),
-                detail=f"{request.tenant_id}/{request.pool_id}/{request.instance_id}"[:200],
-            )
+            if self._guest(caller).refusals.take():
+                self._chronicle.record(
+                    caller,
+                    AuditAction.WAKE_REFUSED,
+                    actor=str(caller.ref),
+                    detail=f"{request.tenant_id}/{request.pool_id}/{request.instance_id}"[:200],
+                )
             raise Refused(REFUSED)
         return target
 
     async def _wake(self, caller: Instance, request: messages.WakeInstance) -> Answer:
         target = await self._granted(caller, request)
         try:
-            awake = await self._wakes.wake(target.ref, actor=f"message by {caller.instance_id}")
+            async with asyncio.timeout(WAKE_SECONDS):
+                awake = await self._wakes.wake(target.ref, actor=f"message by {caller.instance_id}")
+        except TimeoutError:
+            return self._not_awake(caller, target, "it is not awake yet; the wake goes on")
         except MvmError as error:
             self._chronicle.event(target, "WakeFailed", actor=str(caller.ref), detail=error.message)
-            latest = self._catalog.instances.get(target.instance_id, target)
-            return messages.WakeResult(
-                success=False, detail=error.message, guest_ip=latest.network.guest_ip, state=latest.state.value
-            )
+            return self._not_awake(caller, target, error.message)
         return messages.WakeResult(success=True, detail=None, guest_ip=awake.network.guest_ip, state=awake.state.value)
+
+    def _not_awake(self, caller: Instance, target: Instance, reason: str) -> Answer:
+        latest = self._catalog.instances.get(target.instance_id, target)
+        # Why it failed (a quota, a path, a guest's words) is for the target's tenant alone.
+        detail = reason if caller.tenant_id == target.tenant_id else "it could not be woken; its own events say why"
+        return messages.WakeResult(
+            success=False, detail=detail, guest_ip=latest.network.guest_ip, state=latest.state.value
+        )
 
     async def _pairing_code(self, caller: Instance, request: messages.RequestPairing) -> Answer:
         if caller.role is not Role.GATEWAY:

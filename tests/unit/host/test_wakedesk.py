@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+import socket
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.unit.host.services import ALICE, WORKERS, Services
 
-from mvm.host.wakedesk import WakeDesk
+from mvm.host import wakedesk
+from mvm.host.wakedesk import REFUSED, WakeDesk
 from mvm.host.wakes import Wakes
 from mvm.model.entities import Instance, Transition, TransitionKind
+from mvm.model.errors import QuotaExceeded, Refused
+from mvm.model.ids import TenantId, UserId
 from mvm.model.states import State
-from mvm.wire import messages
+from mvm.wire import messages, rpc
 
 ALARM = datetime(2026, 2, 1, 7, 0, tzinfo=UTC)
 
@@ -61,6 +65,107 @@ async def a_worker(services: Services) -> Instance:
 
 def busy_until(alarm: datetime) -> messages.ReportStatus:
     return messages.ReportStatus(status=messages.WorkStatus.BUSY, in_flight=1, next_alarm_at=alarm)
+
+
+async def served(desk: WakeDesk, instance: Instance) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A guest's end of a connection to its host port."""
+    ours, theirs = socket.socketpair()
+    handler = desk.handler_for(instance.ref)
+    reader, writer = await asyncio.open_connection(sock=theirs)
+    task = asyncio.ensure_future(handler(reader, writer))
+    task.add_done_callback(lambda done: done.exception())
+    return await asyncio.open_connection(sock=ours)
+
+
+async def shared_gateway(services: Services) -> tuple[Instance, Instance]:
+    """The gateway of `hub`, and bob's worker, which it serves."""
+    hub, bob = TenantId("hub"), TenantId("bob")
+    await services.tenant("hub")
+    await services.tenant("bob", gateway=False)
+    for tenant_id, changes in ((hub, {"accepts": (bob,)}), (bob, {"gateway_tenant": hub})):
+        tenant = services.catalog.tenant(tenant_id)
+        await services.catalog.save_tenant(tenant.model_copy(update=changes))
+    user = await services.users.add(bob, UserId("bob"), telegram=["222"], actor="test")
+    assert user.instance_id is not None
+    return services.gateway(hub), services.catalog.instances[user.instance_id]
+
+
+def wake_of(target: Instance) -> messages.WakeInstance:
+    return messages.WakeInstance(tenant_id=target.tenant_id, pool_id=target.pool_id, instance_id=target.instance_id)
+
+
+async def test_a_gateway_wakes_whom_it_serves(services: Services, desk: WakeDesk) -> None:
+    gateway, worker = await shared_gateway(services)
+    answer = await desk.answer(gateway.ref, wake_of(worker))
+    assert isinstance(answer, messages.WakeResult)
+    assert (answer.success, answer.guest_ip) == (True, worker.network.guest_ip)
+
+
+async def test_what_is_not_granted_and_what_is_not_there_are_refused_alike(services: Services, desk: WakeDesk) -> None:
+    gateway, worker = await shared_gateway(services)
+    stranger = await a_worker(services)
+    absent = stranger.model_copy(update={"instance_id": "i-ffffffff"})
+    for caller, target in ((gateway, stranger), (gateway, absent), (worker, worker), (worker, absent)):
+        for request in (wake_of(target), messages.QueryInstanceStatus(**vars(wake_of(target)))):
+            with pytest.raises(Refused) as caught:
+                await desk.answer(caller.ref, request)
+            assert caught.value.message == REFUSED
+    assert services.kinds(TenantId("bob")).count("WakeRefused") == 4
+
+
+async def test_why_a_wake_failed_is_told_to_its_own_tenant_only(
+    services: Services, desk: WakeDesk, wakes: ScriptedWakes
+) -> None:
+    gateway, worker = await shared_gateway(services)
+    wakes.error = QuotaExceeded("tenant 'bob' may run 8 instances and runs 8")
+    answer = await desk.answer(gateway.ref, wake_of(worker))
+    assert isinstance(answer, messages.WakeResult)
+    assert not answer.success
+    assert "8" not in (answer.detail or "")
+    (failed,) = [e for e in services.chronicle.events.recent(tenant_id=TenantId("bob")) if e.kind == "WakeFailed"]
+    assert "runs 8" in (failed.detail or "")
+
+
+async def test_a_wake_that_waits_for_room_does_not_hold_a_connection_for_ever(
+    services: Services, desk: WakeDesk, wakes: ScriptedWakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, worker = await shared_gateway(services)
+    monkeypatch.setattr(wakedesk, "WAKE_SECONDS", 0.01)
+    wakes.gate.clear()
+    answer = await desk.answer(gateway.ref, wake_of(worker))
+    assert isinstance(answer, messages.WakeResult)
+    assert not answer.success
+
+
+async def test_a_flood_of_events_and_refusals_is_not_recorded(services: Services, desk: WakeDesk) -> None:
+    worker = await a_worker(services)
+    event = messages.ReportEvent(kind="ServiceFailed", user=None, detail="again")
+    for _ in range(150):
+        services.time.passes(timedelta(milliseconds=30))
+        await desk.answer(worker.ref, event)
+        with pytest.raises(Refused):
+            await desk.answer(worker.ref, wake_of(worker))
+    kinds = services.kinds(ALICE)
+    assert kinds.count("ServiceFailed") == 60
+    assert kinds.count("WakeRefused") == 60
+    services.time.passes(timedelta(minutes=2))
+    await desk.answer(worker.ref, event)
+    summary, last = services.chronicle.events.recent(2)
+    assert (summary.kind, last.kind) == ("EventsNotRecorded", "ServiceFailed")
+    assert (summary.detail or "").startswith("90 events")
+
+
+async def test_one_guest_has_so_many_connections_and_no_more(services: Services, desk: WakeDesk) -> None:
+    worker = await a_worker(services)
+    connections = [await served(desk, worker) for _ in range(wakedesk.MAX_CONNECTIONS_PER_INSTANCE)]
+    refused_reader, refused_writer = await served(desk, worker)
+    assert await refused_reader.read() == b""
+    refused_writer.close()
+    reader, writer = connections[0]
+    assert isinstance(await rpc.call(reader, writer, messages.QueryHostTime(), timeout=10), messages.HostTime)
+    for _, open_writer in connections:
+        open_writer.close()
+        await open_writer.wait_closed()
 
 
 async def test_the_alarm_that_a_guest_reports_is_kept(services: Services, desk: WakeDesk) -> None:
