@@ -364,3 +364,37 @@ async def test_a_worker_that_dies_in_a_turn_is_started_again_to_finish_it(world:
     await world.policy.process_ended(ref)
     await world.policy.settled()
     assert world.state(ref) is State.RUNNING
+
+
+@pytest.mark.parametrize("ending", ["destroy", "forced stop"])
+async def test_a_start_that_hangs_is_not_waited_for_by_who_ends_it(world: World, ending: str) -> None:
+    ref = await world.worker(state=State.READY)
+    world.guest(ref).status = messages.WorkStatus.UNKNOWN
+    starting = asyncio.create_task(world.lifecycle.start(ref, actor="test"))
+    while "WorkerStatus" not in world.guest(ref).requests:
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(10):
+        if ending == "destroy":
+            await world.lifecycle.destroy(ref, actor="test")
+            assert ref.instance_id not in world.catalog.instances
+        else:
+            with pytest.raises(Conflict, match="ready -> stopped"):
+                await world.lifecycle.stop(ref, actor="test", force=True)
+            assert world.state(ref) is State.READY
+    assert not world.has_process(ref)
+    with pytest.raises(Unavailable):
+        await starting
+
+
+async def test_policy_leaves_alone_what_a_person_has_just_dealt_with(world: World) -> None:
+    ref = await world.worker()
+    await world.lifecycle.leave_alone(ref)
+    for _ in range(29):
+        world.time.pass_seconds(10)
+        world.says(ref, Activity.IDLE)
+        await world.policy.tick_and_wait()
+    assert world.state(ref) is State.RUNNING
+    for _ in range(14):
+        world.time.pass_seconds(10)
+        await world.policy.tick_and_wait()
+    assert world.state(ref) is State.SLEEPING

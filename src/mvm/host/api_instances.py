@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -110,23 +111,30 @@ async def instance_info(host: Host, params: OfInstance, call: Call) -> Json:
     }
 
 
+async def _by_hand(host: Host, ref: InstanceRef, operation: Awaitable[Instance]) -> Json:
+    """Do what a person asked for, and have policy leave the instance alone for a while."""
+    instance = await operation
+    await host.lifecycle.leave_alone(ref)
+    return _answer(instance)
+
+
 async def instance_start(host: Host, params: OfInstance, call: Call) -> Json:
     call.progress(f"starting {params.ref}")
-    return _answer(await host.lifecycle.start(params.ref, actor=call.actor))
+    return await _by_hand(host, params.ref, host.lifecycle.start(params.ref, actor=call.actor))
 
 
 async def instance_stop(host: Host, params: Forcible, call: Call) -> Json:
     call.progress(f"stopping {params.ref}")
-    return _answer(await host.lifecycle.stop(params.ref, actor=call.actor, force=params.force))
+    return await _by_hand(host, params.ref, host.lifecycle.stop(params.ref, actor=call.actor, force=params.force))
 
 
 async def instance_warm(host: Host, params: OfInstance, call: Call) -> Json:
-    return _answer(await host.lifecycle.warm(params.ref, actor=call.actor))
+    return await _by_hand(host, params.ref, host.lifecycle.warm(params.ref, actor=call.actor))
 
 
 async def instance_sleep(host: Host, params: Forcible, call: Call) -> Json:
     call.progress(f"putting {params.ref} to sleep")
-    return _answer(await host.lifecycle.sleep(params.ref, actor=call.actor, force=params.force))
+    return await _by_hand(host, params.ref, host.lifecycle.sleep(params.ref, actor=call.actor, force=params.force))
 
 
 async def instance_destroy(host: Host, params: OfInstance, call: Call) -> Json:
@@ -143,7 +151,7 @@ async def instance_destroy(host: Host, params: OfInstance, call: Call) -> Json:
 async def wake_instance(host: Host, params: WakeInstance, call: Call) -> Json:
     ref = InstanceRef(params.tenant_id, params.pool_id, params.instance_id)
     call.progress(f"waking {ref}")
-    return _answer(await host.wakes.wake(ref, actor=call.actor))
+    return await _by_hand(host, ref, host.wakes.wake(ref, actor=call.actor))
 
 
 async def instance_logs(host: Host, params: InstanceLogs, call: Call) -> Json:

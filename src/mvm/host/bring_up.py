@@ -16,6 +16,7 @@ from mvm.host.clock import Clock
 from mvm.host.drive_preparation import DrivePreparer
 from mvm.host.guests import Guests
 from mvm.host.machines import InstanceDirectories
+from mvm.host.records import describe
 from mvm.host.reports import Reports
 from mvm.host.runtimes import Runtimes
 from mvm.model.entities import Instance, ProcessIdentity, TransitionKind
@@ -25,9 +26,10 @@ from mvm.runtime.base import Machine, Runtime
 from mvm.telemetry.timings import Stages
 
 AGENT_LIMIT_SECONDS = 120.0
+UNDO_GRACE_SECONDS = 2.0
+"""What a start that failed gets to end by itself: an OpenClaw that is killed counts an unclean start."""
 SERVICE_LIMIT_SECONDS = 300.0
 """OpenClaw was seen to need 9-19 s natively and 168 s in an emulated VM for a cold start (facts/OPENCLAW.md)."""
-RECENT_UNCLEAN_STARTS = 5
 
 
 class BringUp:
@@ -139,6 +141,28 @@ class BringUp:
         return await self._running(
             instance.model_copy(update={"next_alarm_at": report.next_alarm_at}), kind, stages, actor=actor
         )
+
+    async def undo(self, instance: Instance, error: Exception, *, actor: str) -> None:
+        """Nothing may be left of a start that failed; its data is as it was."""
+        latest = self._catalog.instance(instance.ref)
+        machine = self.machine(latest)
+        runtime = self._runtimes.of(latest)
+        await self._attachments.detach(latest.instance_id)
+        process = await runtime.find(machine) or latest.process
+        if process is not None and await runtime.alive(process):
+            await runtime.stop(machine, process, grace_seconds=UNDO_GRACE_SECONDS)
+        self._reports.forget(latest.instance_id)
+        self._directories.remove_secrets(latest.ref)
+        # A consumed memory snapshot cannot be used twice: what was asleep can only boot cold from its data now.
+        asleep = instance.state is State.SLEEPING
+        kept = not runtime.capabilities.memory_snapshot or await runtime.saved_snapshot(machine) is not None
+        state = State.STOPPED if asleep and not kept else instance.state
+        await self._catalog.save_instance(
+            latest.model_copy(
+                update={"state": state, "transition": None, "process": None, "last_error": describe(error)}
+            )
+        )
+        self._chronicle.event(latest, "StartFailed", actor=actor, detail=describe(error))
 
     async def resume(self, instance: Instance, stages: Stages, *, actor: str) -> Instance:
         """From a paused process to a recorded running instance."""

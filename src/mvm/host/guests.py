@@ -29,10 +29,16 @@ CALL_TIMEOUT_SECONDS = 10.0
 DRAIN_MARGIN_SECONDS = 5.0
 """What CheckpointIntegrations and SleepPrep may take beyond the drain time-out (CONTRACT 9)."""
 ENTROPY_BYTES = 64
+RESTARTS_OF_A_FAILURE = 3
+"""A service that ended this often while it was waited for is not waited for any longer."""
 _FIRST_RETRY_SECONDS = 0.005
 _LAST_RETRY_SECONDS = 0.25
 
 A = TypeVar("A", bound=Answer)
+
+
+class _ServiceFails(Unavailable):
+    """The service does not come up; waiting longer would not help."""
 
 
 class Guests:
@@ -113,9 +119,20 @@ class Guests:
         """
         deadline = self._clock.monotonic() + limit
         instance = machine.ref.instance_id
+        restarts_before: int | None = None
         while True:
             try:
                 await self.status(runtime, machine)
+                if self._reports.latest(instance).activity is Activity.UNKNOWN:
+                    restarts = await self._restarts(runtime, machine)
+                    restarts_before = restarts if restarts_before is None else restarts_before
+                    if restarts - restarts_before >= RESTARTS_OF_A_FAILURE:
+                        raise _ServiceFails(
+                            f"the service of {machine.ref} ended {restarts - restarts_before} times while it started",
+                            hint=f"`mvm instance logs {machine.ref} --service openclaw` shows why",
+                        )
+            except _ServiceFails:
+                raise
             except MvmError as error:
                 log.debug("status is not known yet", instance=str(machine.ref), reason=error.message)
             if self._reports.latest(instance).activity is not Activity.UNKNOWN:
@@ -132,6 +149,11 @@ class Guests:
                 )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._reports.changed(instance), timeout=1.0)
+
+    async def _restarts(self, runtime: Runtime, machine: Machine) -> int:
+        """How often services of the guest have been started again since its supervisor runs."""
+        stats = await self.call(runtime, machine, messages.Stats())
+        return sum(service.restarts for service in stats.services)
 
     async def checkpoint(
         self, runtime: Runtime, machine: Machine, integrations: Sequence[str], *, drain_seconds: float

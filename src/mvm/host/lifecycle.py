@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from mvm.host.attachments import Attachments
 from mvm.host.audit import AuditAction
@@ -37,6 +38,8 @@ from mvm.model.states import State
 from mvm.runtime.base import Machine
 from mvm.telemetry.timings import Stages
 
+MANUAL_WINDOW_SECONDS = 300.0
+CUT_SHORT_RETRY_SECONDS = 0.2
 KILL_GRACE_SECONDS = 1.0
 """What an instance gets to end by itself when it is forced."""
 
@@ -160,7 +163,7 @@ class Lifecycle:
         try:
             return await self._bring_up(instance, kind, stages, actor=actor)
         except Exception as error:
-            await self._undo_bring_up(instance, error, actor=actor)
+            await self._bring_up.undo(instance, error, actor=actor)
             raise
 
     async def _begin_running(self, instance: Instance, kind: TransitionKind, *, actor: str) -> Instance:
@@ -173,28 +176,6 @@ class Lifecycle:
                 self._chronicle.record(instance, AuditAction.QUOTA_EXCEEDED, actor=actor, detail=refusal.message)
                 raise
             return await self._records.begin(instance, kind, State.RUNNING, actor=actor)
-
-    async def _undo_bring_up(self, instance: Instance, error: Exception, *, actor: str) -> None:
-        """Nothing may be left of a start that failed; its data is as it was."""
-        latest = self._catalog.instance(instance.ref)
-        machine = self._bring_up.machine(latest)
-        runtime = self._runtimes.of(latest)
-        await self._attachments.detach(latest.instance_id)
-        process = await runtime.find(machine) or latest.process
-        if process is not None and await runtime.alive(process):
-            await runtime.stop(machine, process, grace_seconds=KILL_GRACE_SECONDS)
-        self._reports.forget(latest.instance_id)
-        self._directories.remove_secrets(latest.ref)
-        # A consumed memory snapshot cannot be used twice: what was asleep can only boot cold from its data now.
-        asleep = instance.state is State.SLEEPING
-        kept = not runtime.capabilities.memory_snapshot or await runtime.saved_snapshot(machine) is not None
-        state = State.STOPPED if asleep and not kept else instance.state
-        await self._catalog.save_instance(
-            latest.model_copy(
-                update={"state": state, "transition": None, "process": None, "last_error": describe(error)}
-            )
-        )
-        self._chronicle.event(latest, "StartFailed", actor=actor, detail=describe(error))
 
     async def _resume(self, instance: Instance, *, actor: str) -> Instance:
         instance.state.require(State.RUNNING, who=str(instance.ref))
@@ -301,9 +282,9 @@ class Lifecycle:
     async def stop(self, ref: InstanceRef, *, actor: str, force: bool = False, hold: bool = True) -> Instance:
         """Shut an instance down. Drains first; a refusal or a silent guest stops nothing unless `force`.
 
-        `hold`: only a person starts it again, a message does not wake it.
+        `hold`: only a person starts it again, a message does not wake it. `force` also cuts a start under way short.
         """
-        async with self.locked(ref):
+        async with self._ended_start(ref) if force else self.locked(ref):
             instance = self._catalog.instance(ref)
             if instance.state is State.STOPPED:
                 return await self._catalog.save_instance(instance.model_copy(update={"held": hold}))
@@ -328,7 +309,7 @@ class Lifecycle:
 
     async def destroy(self, ref: InstanceRef, *, actor: str) -> None:
         """Remove an instance and everything of it: process, drives, secrets, addresses. Idempotent."""
-        async with self.locked(ref):
+        async with self._ended_start(ref):
             instance = self._catalog.instances.get(ref.instance_id)
             if instance is None or instance.ref != ref:
                 return
@@ -394,6 +375,34 @@ class Lifecycle:
         """Hold the instance's lock: one operation on it at a time."""
         async with self._locks.setdefault(ref.instance_id, asyncio.Lock()):
             yield
+
+    @asynccontextmanager
+    async def _ended_start(self, ref: InstanceRef) -> AsyncIterator[None]:
+        """The instance's lock, without waiting for a start under way: its process is ended, so that it fails now."""
+
+        async def cut_short() -> None:
+            while (instance := self._catalog.instances.get(ref.instance_id)) is not None:
+                if instance.transition is not None and instance.transition.to is State.RUNNING:
+                    runtime, machine = self._runtimes.of(instance), self.machine(instance)
+                    if (process := await runtime.find(machine)) is not None:
+                        await runtime.stop(machine, process, grace_seconds=KILL_GRACE_SECONDS)
+                await asyncio.sleep(CUT_SHORT_RETRY_SECONDS)
+
+        cutter = asyncio.create_task(cut_short(), name=f"cut short {ref}")
+        try:
+            async with self.locked(ref):
+                cutter.cancel()
+                await asyncio.gather(cutter, return_exceptions=True)
+                yield
+        finally:
+            cutter.cancel()
+
+    async def leave_alone(self, ref: InstanceRef) -> None:
+        """A person has just dealt with it: policy keeps its hands off for a while (CONTRACT 12)."""
+        async with self.locked(ref):
+            if (instance := self._catalog.instances.get(ref.instance_id)) is not None:
+                until = self._clock.now() + timedelta(seconds=MANUAL_WINDOW_SECONDS)
+                await self._catalog.save_instance(instance.model_copy(update={"manual_until": until}), durable=False)
 
     def machine(self, instance: Instance) -> Machine:
         """What the instance's runtime is given for it."""

@@ -103,6 +103,8 @@ class PolicyLoop:
         if self._alarm_is_due(instance):
             if self._may_try_again(instance.instance_id):
                 self._act(instance, self._wake_for_alarm(instance))
+        elif instance.manual_until is not None and self._clock.now() < instance.manual_until:
+            return  # a person has just dealt with it
         elif self._should_be_up(instance):
             self._act(instance, self._keep_up(instance))
         elif instance.state.has_process and instance.role.may_sleep_by_policy:
