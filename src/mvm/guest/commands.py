@@ -48,18 +48,7 @@ async def run(
     At most `keep_bytes` of each output are kept; the rest is read and dropped, so that a talkative command does not
     hang. Raises `CommandError` when it cannot be started.
     """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=dict(environment),
-            cwd=directory,
-            start_new_session=True,
-        )
-    except (OSError, ValueError) as error:
-        raise CommandError(f"{argv[0]!r} cannot be started: {getattr(error, 'strerror', None) or error}") from error
+    process = await _spawn(argv, environment, directory)
     leader = processes.identity_of(process.pid)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -92,6 +81,30 @@ async def run(
         truncated=outputs[0].truncated or outputs[1].truncated,
         timed_out=timed_out,
     )
+
+
+async def _spawn(argv: Sequence[str], environment: Mapping[str, str], directory: str) -> asyncio.subprocess.Process:
+    spawning = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=dict(environment),
+            cwd=directory,
+            start_new_session=True,
+        )
+    )
+    try:
+        # Cancelled half-way, asyncio would wait for everybody who holds the pipes, children of the command too.
+        return await asyncio.shield(spawning)
+    except asyncio.CancelledError:
+        process = await spawning
+        await _end(process, processes.identity_of(process.pid))
+        process._transport.close()  # type: ignore[attr-defined]
+        raise
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{argv[0]!r} cannot be started: {getattr(error, 'strerror', None) or error}") from error
 
 
 class _Output:
