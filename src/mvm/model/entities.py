@@ -306,7 +306,6 @@ class Instance(Frozen):
     slept_at: datetime | None = None
     last_busy_at: datetime | None = None
     next_alarm_at: datetime | None = None
-    unclean_starts: tuple[datetime, ...] = ()
     manual_until: datetime | None = None
     # True when a person stopped it: only a person starts it again, a message does not.
     held: bool = False
