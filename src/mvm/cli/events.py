@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 
 from mvm.cli import options, session
-from mvm.cli.output import AsJson, Format, Output, emit, plain
+from mvm.cli.output import AsJson, Format, Output, emit, json_text, plain
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -32,7 +31,7 @@ def events(
         stream = client.events(tenant_id=tenant_id, since=since, limit=limit, follow=follow)
         async for event in stream:
             if lines:
-                print(json.dumps(event, ensure_ascii=False), flush=True)
+                print(json_text(event), flush=True)
             elif follow:
                 print(event_line(event), flush=True)
             else:

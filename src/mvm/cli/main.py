@@ -144,10 +144,12 @@ def _usage(error: typer.TyperException) -> int:
 
 
 def _fail(message: str, hint: str | None, status: int) -> int:
-    """Two lines: what was wrong and where, and what to do."""
-    print(f"error: {message}", file=sys.stderr)
+    """Two lines: what was wrong and where, and what to do. A guest's words may be in them."""
+    from mvm.telemetry.printable import printable
+
+    print(f"error: {printable(message)}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {printable(hint)}", file=sys.stderr)
     return status
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mvm.telemetry.printable import printable
+
 MISSING = "-"
 """Shown where there is no value."""
 
@@ -42,7 +44,7 @@ _COLOURS = {
 def emit(document: Any, table: Callable[[], str], output: Format, as_json: bool) -> None:
     """Print `document` for programs, or what `table` makes of it for people."""
     if as_json or output is Format.JSON:
-        text = json.dumps(document, indent=2, ensure_ascii=False)
+        text = json_text(document, indent=2)
     elif output is Format.YAML:
         import yaml
 
@@ -51,6 +53,14 @@ def emit(document: Any, table: Callable[[], str], output: Format, as_json: bool)
         text = table()
     if text:
         print(text)
+
+
+def json_text(document: Any, *, indent: int | None = None) -> str:
+    """A document as JSON that cannot act on a terminal: what cannot be printed is escaped, so nothing is lost."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def columns(headers: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> str:
@@ -134,7 +144,7 @@ def _text(value: object) -> str:
 
 def plain(value: str) -> str:
     """Text of any number of lines without control characters but tab and newline."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in value)
+    return printable(value)
 
 
 def _coloured(cell: str) -> str:

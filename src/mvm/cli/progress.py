@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from mvm.telemetry.printable import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
@@ -53,7 +55,7 @@ class _Lines:
             return
         self._last = (step.text, tenth)
         count = f": {step.done or 0:g} of {step.total:g}" if step.total else ""
-        print(f"{step.text}{count}", file=sys.stderr, flush=True)
+        print(f"{printable(step.text)}{count}", file=sys.stderr, flush=True)
 
 
 class _Living:
@@ -73,7 +75,7 @@ class _Living:
         if self._progress is None:
             self._progress = self._start()
         count = f"{step.done or 0:g} of {step.total:g}" if step.total else ""
-        self._progress.update(self._progress.task_ids[0], description=step.text, count=count)
+        self._progress.update(self._progress.task_ids[0], description=printable(step.text), count=count)
 
     def _start(self) -> RichProgress:
         from rich.console import Console

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from mvm.host.line_files import LineFile, Syncer
 from mvm.model.ids import InstanceId, PoolId, TenantId, tenant_id
+from mvm.telemetry.printable import printable
 from mvm.telemetry.redaction import redact
 from mvm.wire.clock import format_timestamp
 
@@ -180,8 +181,8 @@ class AuditLog:
             "pool_id": pool,
             "instance_id": instance,
             "action": str(action),
-            "actor": redact(actor)[:MAX_DETAIL],
-            "detail": None if detail is None else redact(detail)[:MAX_DETAIL],
+            "actor": printable(redact(actor)[:MAX_DETAIL]),
+            "detail": None if detail is None else printable(redact(detail)[:MAX_DETAIL]),
             "previous": chain.head,
         }
         present = {key: value for key, value in fields.items() if value is not None}

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mvm.host.line_files import LineFile, Syncer
 from mvm.model.errors import Unavailable
 from mvm.model.ids import InstanceId, PoolId, TenantId, UserId
+from mvm.telemetry.printable import printable
 from mvm.telemetry.redaction import redact
 
 CAPACITY = 10_000
@@ -172,7 +173,7 @@ class EventLog:
 
 
 def _clean(text: str) -> str:
-    return redact(text)[:MAX_DETAIL].encode(errors="replace").decode()
+    return printable(redact(text)[:MAX_DETAIL].encode(errors="replace").decode())
 
 
 def _read(file: LineFile) -> Iterator[Event]:

@@ -2,7 +2,8 @@
 
 Code logs through `structlog.get_logger(__name__)` with an event and keywords; what a task is about (tenant, instance)
 is bound once with `bound(...)` and is then in every line of that task. The standard library's `logging` (asyncio,
-aiohttp, `mvm.wire`) ends in the same place. Secrets are taken out of every line, tracebacks included.
+aiohttp, `mvm.wire`) ends in the same place. Secrets are taken out of every line, tracebacks
+included, and so is what could act on a terminal.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from mvm.telemetry.printable import printable
 from mvm.telemetry.redaction import redact
 
 MAX_FILE_BYTES = 10 * 1024 * 1024
@@ -119,11 +121,11 @@ def _redact_values(_logger: WrappedLogger, _method: str, event: EventDict) -> Ev
 def _redacted(value: object, depth: int) -> object:
     """A copy without secrets, taken before rendering: quoting could hide a value from a search of the text."""
     if isinstance(value, str):
-        return redact(value)
+        return printable(redact(value))
     if depth and isinstance(value, Mapping):
         return {str(key): _redacted(item, depth - 1) for key, item in value.items()}
     if depth and isinstance(value, (list, tuple, set, frozenset)):
         return [_redacted(item, depth - 1) for item in value]
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    return redact(str(value))
+    return printable(redact(str(value)))

@@ -299,3 +299,20 @@ def test_no_agent_is_an_error_that_says_how_to_start_one(
 
 def test_parameters_that_were_not_given_are_not_sent() -> None:
     assert session.given(a=1, b=None, c=[], d=False, e=0) == {"a": 1, "d": False, "e": 0}
+
+
+EVIL = "name\x1b[2J\x9b31m\u202eevil"
+
+
+def test_what_guests_say_does_not_act_on_the_terminal(agent: ScriptedAgent, mvm: Type) -> None:
+    event = {"number": 1, "timestamp": "2026-11-22T12:00:00Z", "kind": "DeliveryFailed", "detail": EVIL}
+    agent.answers["Events"] = [{"Event": event}, {"EventsResult": {"last_number": 1}}]
+    agent.answers["InstanceSleep"] = [
+        {"Progress": {"text": f"waiting: {EVIL}"}},
+        {"Error": {"code": 403, "message": f"stays awake: {EVIL}", "hint": EVIL}},
+    ]
+    for arguments in (("events",), ("events", "--json"), ("instance", "sleep", "alice/workers/i-00000001")):
+        typed = mvm(*arguments)
+        assert "evil" in typed.out + typed.err
+        assert not {"\x1b", "\x9b", "\u202e"} & set(typed.out + typed.err)
+    assert mvm("events", "--json").document["events"][0]["detail"] == EVIL, "programs get every character"

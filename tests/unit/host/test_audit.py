@@ -63,7 +63,7 @@ async def test_a_line_says_who_did_what_to_whom_and_when(log: AuditLog, tmp_path
         "instance_id": "i-00000001",
         "action": "InstanceSlept",
         "actor": "policy",
-        "detail": "idle ü\n?",
+        "detail": "idle ü\n�",
         "previous": "",
     }
     assert log.verify(ALICE).intact

@@ -129,3 +129,18 @@ def test_configuring_again_replaces_the_first(capsys: Capture, tmp_path: Path) -
     structlog.get_logger("x").info("where")
     assert capsys.readouterr().err == ""
     assert "where" in (tmp_path / "agent.log").read_text()
+
+
+@pytest.mark.parametrize("style", list(LogStyle))
+def test_a_guests_words_do_not_act_on_the_terminal_that_shows_the_log(capsys: Capture, style: LogStyle) -> None:
+    configure(style, level=logging.INFO)
+    evil = "x\x1b[2J\x9b31mx"
+    structlog.get_logger("mvm.host").info("policy could not act", reason=evil)
+    logging.getLogger("mvm.wire").warning("the peer said %s", evil)
+    try:
+        raise RuntimeError(evil)
+    except RuntimeError:
+        structlog.get_logger("mvm.host").exception("failed")
+    shown = capsys.readouterr().err
+    assert shown.count("31mx") == 3
+    assert not {"\x1b", "\x9b"} & set(shown)
