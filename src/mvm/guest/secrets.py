@@ -18,7 +18,8 @@ GATEWAY_TOKEN = "OPENCLAW_GATEWAY_TOKEN"  # noqa: S105 - a name, not a token
 """What OpenClaw itself calls the same thing."""
 MAX_SECRETS = 512
 MAX_VALUE_BYTES = 64 * 1024
-_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _NOT_FOR_ENVIRONMENT = re.compile(r"[\0\r\n]")
 
 
@@ -56,15 +57,16 @@ def collect(drive: Path) -> Collected:
 
 def _value(path: Path) -> str:
     if not _KEY.fullmatch(path.name):
-        raise ValueError("not a name for an environment variable")
+        raise ValueError("not a name for a secret")
     with path.open("rb") as file:
         data = file.read(MAX_VALUE_BYTES + 1)
     if len(data) > MAX_VALUE_BYTES:
         raise ValueError(f"longer than {MAX_VALUE_BYTES} bytes")
     try:
-        return data.decode().rstrip("\r\n")
+        text = data.decode()
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
+    return text.rstrip("\r\n") if is_variable(path.name) else text
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -87,10 +89,16 @@ def changed_keys(before: dict[str, str], after: dict[str, str]) -> frozenset[str
     return frozenset(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
+def is_variable(key: str) -> bool:
+    """True when a secret of this name is in the environment; any other one is a file (`ca.pem`) only."""
+    return _VARIABLE.fullmatch(key) is not None
+
+
 def environment_of(values: dict[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """The variables for OpenClaw's environment, and the names that cannot be variables because of their value."""
-    unfit = tuple(sorted(key for key, value in values.items() if _NOT_FOR_ENVIRONMENT.search(value)))
-    variables = {key: value for key, value in values.items() if key not in unfit}
+    variables = {key: value for key, value in values.items() if is_variable(key)}
+    unfit = tuple(sorted(key for key, value in variables.items() if _NOT_FOR_ENVIRONMENT.search(value)))
+    variables = {key: value for key, value in variables.items() if key not in unfit}
     if AUTH_TOKEN in variables:
         variables.setdefault(GATEWAY_TOKEN, variables[AUTH_TOKEN])
     return variables, unfit

@@ -197,13 +197,14 @@ class WakeDesk:
         changed = secrets.changed_keys(before or {}, collected.values)
         openclaw = self._config().openclaw
         live = frozenset(openclaw.live_secrets) if openclaw is not None else frozenset[str]()
-        if before is None or changed - live:
+        bound = {key for key in changed - live if secrets.is_variable(key)}
+        if before is None or bound:
             # Kept over a crash of this agent: from here on OpenClaw's environment is an old one.
             self._paths.restart_pending.touch(mode=0o600)
         if before is None or changed:
             for key in secrets.install(self._paths, collected.values):
                 log.warning("the secret %s holds a line break and is not in the environment", key)
-        return News(restart=self._paths.restart_pending.exists(), reload=bool(changed & live))
+        return News(restart=self._paths.restart_pending.exists(), reload=bool(changed - bound))
 
     def _install_openclaw_config(self) -> None:
         """Put OpenClaw's configuration where it watches it; an unchanged file is not touched."""

@@ -162,6 +162,8 @@ async def test_secrets_that_openclaw_re_reads_reach_it_without_a_restart(world: 
     ack = await world.ask(messages.Refresh(secrets_epoch=2, config_version=1))
     assert (ack.success, ack.restarted) == (True, False)
     assert world.calls() == ["RELOAD_SECRETS"]
+    world.write_secret("tls", "ca.pem", "one\ntwo\n")
+    assert not (await world.ask(messages.Refresh(secrets_epoch=3, config_version=1))).restarted
     assert json.loads(world.paths.secrets_file.read_text())["ANTHROPIC_API_KEY"] == "key-2"
     assert "key-2" in world.paths.environment_file.read_text()
 

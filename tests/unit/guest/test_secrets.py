@@ -61,13 +61,23 @@ def test_every_scope_is_collected_but_the_workers_tokens(paths: GuestPaths) -> N
 def test_what_cannot_be_used_is_told_by_name_and_never_by_value(paths: GuestPaths) -> None:
     put(paths, "a/KEY", "first-value")
     put(paths, "b/KEY", "second-value")
-    put(paths, "b/not-a-name", "third-value")
+    put(paths, "b/not a name", "third-value")
     put(paths, "b/BINARY", b"\xff\xfe")
     put(paths, "b/HUGE", "x" * (secrets.MAX_VALUE_BYTES + 1))
     found = secrets.collect(paths.secrets)
     assert found.values == {"KEY": "first-value"}
-    assert [problem.partition(":")[0] for problem in found.problems] == ["b/BINARY", "b/HUGE", "b/KEY", "b/not-a-name"]
+    assert [problem.partition(":")[0] for problem in found.problems] == ["b/BINARY", "b/HUGE", "b/KEY", "b/not a name"]
     assert "value" not in "".join(found.problems).replace("another value", "")
+
+
+def test_a_secret_that_is_no_variable_is_a_file_only_and_kept_as_it_is(paths: GuestPaths) -> None:
+    put(paths, "tls/ca.pem", "one\ntwo\n")
+    put(paths, "tls/KEY", "value\n")
+    found = secrets.collect(paths.secrets)
+    assert found.problems == ()
+    assert secrets.install(paths, found.values) == ()
+    assert json.loads(paths.secrets_file.read_text()) == {"ca.pem": "one\ntwo\n", "KEY": "value"}
+    assert parse_environment_file(paths.environment_file.read_text()) == {"KEY": "value"}
 
 
 def test_both_files_are_written_for_the_owner_only(paths: GuestPaths) -> None:
