@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 MAX_HEADER_BYTES = 32 * 1024
 MAX_BODY_BYTES = 1024 * 1024
@@ -49,7 +49,7 @@ class Request:
     @property
     def path(self) -> str:
         """The path, still percent-encoded."""
-        return urlsplit(self.target).path
+        return self.target.partition("?")[0]
 
     @property
     def segments(self) -> list[str]:
@@ -58,7 +58,7 @@ class Request:
 
     def query(self, name: str) -> str | None:
         """First value of that query parameter."""
-        return parse_qs(urlsplit(self.target).query).get(name, [None])[0]
+        return parse_qs(self.target.partition("?")[2]).get(name, [None])[0]
 
     @property
     def bearer(self) -> str | None:

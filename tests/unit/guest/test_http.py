@@ -60,6 +60,12 @@ async def talk(port: int, data: bytes, *, eof: bool = False) -> bytes:
         await writer.wait_closed()
 
 
+@pytest.mark.parametrize("target", ["//[/x", "//[v1.x]/x", "/[::1]?q=]", "/a?b?c#d"])
+async def test_a_target_that_no_address_has_is_a_path_like_any_other(server: HttpServer, target: str) -> None:
+    answer = await talk(server.port, f"GET {target} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
 async def test_a_request_arrives_whole(server: HttpServer) -> None:
     answer = await call(
         "127.0.0.1",
