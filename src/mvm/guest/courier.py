@@ -93,6 +93,7 @@ class Courier:
         on_given_up: Callable[[Message, str], None],
         on_change: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.time,
+        max_per_lane: int = MAX_QUEUED_PER_LANE,
         first_delay: float = FIRST_DELAY,
         longest_delay: float = LONGEST_DELAY,
     ) -> None:
@@ -101,6 +102,7 @@ class Courier:
         self._on_given_up = on_given_up
         self._on_change = on_change
         self._now = now
+        self._max_per_lane = max_per_lane
         self._first_delay = first_delay
         self._longest_delay = longest_delay
         self._pending: dict[str, int] = {}
@@ -129,7 +131,7 @@ class Courier:
 
         Raises `QueueFull` or `StorageError`; then it is not queued.
         """
-        if self._pending.get(lane, 0) >= MAX_QUEUED_PER_LANE or self.pending >= MAX_QUEUED:
+        if self._pending.get(lane, 0) >= self._max_per_lane or self.pending >= MAX_QUEUED:
             raise QueueFull(f"{self.pending} messages wait already")
         # A caller that goes away must not leave the count and the file in disagreement.
         return await asyncio.shield(self._put(lane, id, body))

@@ -8,7 +8,9 @@ OpenClaw's plugin, again and again, until it was sent.
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
+from typing import Any
 
 from mvm.guest.courier import Attempt, Courier, Message, QueueFull, Verdict
 from mvm.guest.database import Database, StorageError
@@ -24,7 +26,9 @@ log = logging.getLogger(__name__)
 PLUGIN_PATH = "/mvm/outbound"
 PLUGIN_SECONDS = 60.0
 MAX_TEXT = 128 * 1024
-MAX_ID = 200
+MAX_QUEUED_PER_WORKER = 100
+"""More of one worker's messages wait in its own outbox: no worker can fill everybody's gateway."""
+_PLAIN_ID = re.compile(r"[!-~]{1,200}")
 _NEVER = (400, 413, 422)
 """Statuses of the plugin that no repetition will change."""
 
@@ -51,7 +55,13 @@ class OutboundDesk:
         self._tokens = worker_tokens
         self._router_token = router_token
         self._openclaw_port = openclaw_port
-        self._courier = Courier(database, self._hand_over, on_given_up=self._given_up, longest_delay=longest_delay)
+        self._courier = Courier(
+            database,
+            self._hand_over,
+            on_given_up=self._given_up,
+            max_per_lane=MAX_QUEUED_PER_WORKER,
+            longest_delay=longest_delay,
+        )
 
     @property
     def pending(self) -> int:
@@ -82,8 +92,9 @@ class OutboundDesk:
         if request.method != "POST":
             return Response.error(405, "only POST is possible here")
         worker = self._table.for_key(segments[2])
-        # A worker that is not served here and a wrong token look the same from outside.
-        if worker is None or not TokenFile(self._tokens / worker.key).matches(request.bearer):
+        # A worker that is not served here and a wrong token look the same from outside, and take the same time.
+        token = TokenFile(self._tokens / worker.key) if worker else self._router_token
+        if not token.matches(request.bearer) or worker is None:
             return Response.error(401, "this token is not valid for this worker")
         if not await self._comes_from(worker, request.peer):
             log.error("a message for %s came from %s, which is not its address", worker.key, request.peer)
@@ -93,7 +104,7 @@ class OutboundDesk:
             return Response.error(401, "this token is not valid for this worker")
         text, id = _message_of(request)
         try:
-            added = await self._courier.put(worker.key, id, {"text": text})
+            added = await self._courier.put(worker.key, id, _entry(worker, text))
         except QueueFull as error:
             return Response.error(429, str(error))
         except StorageError as error:
@@ -117,6 +128,8 @@ class OutboundDesk:
             return Attempt(Verdict.LATER, "this worker is not served here any more")
         if worker.reply_peer is None:
             return Attempt(Verdict.LATER, "this user has not been paired with anyone yet")
+        if not _is_for(worker, message.body):
+            return Attempt(Verdict.NEVER, "it was for somebody else, whose worker had the same name")
         channel, _, to = worker.reply_peer.partition(":")
         body = {"id": f"{message.lane}:{message.id}", "channel": channel, "to": to, "text": message.body["text"]}
         try:
@@ -152,6 +165,16 @@ def _message_of(request: Request) -> tuple[str, str]:
     if not isinstance(text, str) or not text.strip() or len(text.encode(errors="replace")) > MAX_TEXT:
         raise HttpError(422, f"the message needs a text of 1 to {MAX_TEXT} bytes")
     id = request.headers.get("idempotency-key") or body.get("id")
-    if not isinstance(id, str) or not 0 < len(id) <= MAX_ID:
-        raise HttpError(422, f"the message needs an Idempotency-Key of 1 to {MAX_ID} characters")
+    if not isinstance(id, str) or not _PLAIN_ID.fullmatch(id):  # it travels on in a header, and is in logs
+        raise HttpError(422, "the message needs an Idempotency-Key of 1 to 200 plain characters")
     return text, id
+
+
+def _entry(worker: Worker, text: str) -> dict[str, Any]:
+    """What is written down: also for whom it is, because names come into other hands."""
+    return {"text": text, "instance_id": worker.instance_id, "peers": list(worker.peers)}
+
+
+def _is_for(worker: Worker, entry: dict[str, Any]) -> bool:
+    """Whether the worker's person of now may read it: the worker is the one that wrote it, or the person is the same."""
+    return worker.instance_id == entry["instance_id"] or worker.reply_peer in entry["peers"]

@@ -160,9 +160,9 @@ class World:
         self.write_tables(alice=["telegram:111", "discord:999"], bob=["telegram:222"])
         await self.start_router()
 
-    def write_tables(self, **peers: list[str]) -> None:
-        """`routes.json` and `users.json` for alice and bob."""
-        instances = {"alice": "i-00000001", "bob": "i-00000002"}
+    def write_tables(self, *, alice_has: str = "i-00000001", **peers: list[str]) -> None:
+        """`routes.json` and `users.json` for alice and bob; `alice_has` is the instance of alice's worker."""
+        instances = {"alice": alice_has, "bob": "i-00000002"}
         routes = [
             {
                 "name": f"{name}-{index}",

@@ -9,6 +9,8 @@ import pytest
 from tests.standins.waiting import until
 from tests.unit.guest.router_world import World
 
+from mvm.guest.router_outbound import MAX_QUEUED_PER_WORKER
+
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
@@ -90,6 +92,45 @@ async def test_a_message_for_someone_not_yet_paired_waits_for_the_pairing(world:
     assert (await world.begin("k", "discord:55"))["state"] == "new"
     await until(lambda: bool(world.plugin.sent), what="the sending")
     assert (world.plugin.sent[0]["channel"], world.plugin.sent[0]["to"]) == ("discord", "55")
+
+
+async def test_what_waits_for_one_person_is_not_read_by_the_next_of_that_name(world: World) -> None:
+    world.plugin.statuses = [503] * 1000
+    await world.outbound(text="for the former alice")
+    world.write_tables(alice=["telegram:333"], bob=[], alice_has="i-00000009")
+    assert (await world.begin("k", "telegram:333"))["state"] == "new"
+    world.plugin.statuses = []
+    await until(lambda: world.event_kinds() == ["OutboundFailed"], what="the event")
+    assert world.plugin.sent == []
+
+
+async def test_what_waits_reaches_its_person_over_a_new_worker_and_over_a_new_address(world: World) -> None:
+    world.plugin.statuses = [503] * 1000
+    await world.outbound(id="1", text="first")
+    world.write_tables(alice=["telegram:111"], bob=[], alice_has="i-00000009")
+    await world.begin("k", "telegram:111")
+    world.plugin.statuses = []
+    await until(lambda: len(world.plugin.sent) == 1, what="the sending over the new worker")
+    world.write_tables(alice=["telegram:111"], bob=[])
+    world.plugin.statuses = [503] * 1000
+    await world.outbound(id="2", text="second")
+    world.write_tables(alice=["telegram:444"], bob=[])
+    await world.begin("l", "telegram:444")
+    world.plugin.statuses = []
+    await until(lambda: len(world.plugin.sent) == 2, what="the sending to the new address")
+    assert [sent["to"] for sent in world.plugin.sent] == ["111", "444"]
+
+
+async def test_one_worker_cannot_fill_the_gateway(world: World) -> None:
+    world.plugin.statuses = [503] * 10_000
+    answers = [(await world.outbound(id=str(number))).status for number in range(MAX_QUEUED_PER_WORKER + 5)]
+    assert answers == [202] * MAX_QUEUED_PER_WORKER + [429] * 5
+    assert (await world.outbound(worker="bob.bob", token="bob's token", source="127.0.0.9")).status == 202
+
+
+@pytest.mark.parametrize("id", ["a b", "\x1b[2J", "\x9b", "x" * 201])
+async def test_an_id_that_could_not_travel_on_is_refused_for_good(world: World, id: str) -> None:
+    assert (await world.outbound(id=id)).status == 422
 
 
 async def test_without_the_host_an_unknown_address_is_asked_to_come_again(world: World) -> None:
