@@ -176,5 +176,5 @@ def _entry(worker: Worker, text: str) -> dict[str, Any]:
 
 
 def _is_for(worker: Worker, entry: dict[str, Any]) -> bool:
-    """Whether the worker's person of now may read it: the worker is the one that wrote it, or the person is the same."""
+    """Whether its person of now may read it: the worker is the one that wrote it, or the person is the same."""
     return worker.instance_id == entry["instance_id"] or worker.reply_peer in entry["peers"]

@@ -24,6 +24,8 @@ from mvm.wire import messages
 MAX_LINES = 5000
 MAX_LOG_BYTES = 128 * 1024
 """Of each service's log that is read; an answer fits one frame of the API with room to spare."""
+MAX_LOGS = 16
+"""Logs that are read at once: a guest makes as many files as it likes."""
 LAST_LINES = 60
 """How far back `last_words` looks."""
 EXEC_MARGIN_SECONDS = 10.0
@@ -137,6 +139,8 @@ def read_logs(directory: Path, service: str | None, lines: int) -> dict[str, str
     """The newest lines of the logs in a directory that a guest writes to: its symbolic links are not followed."""
     found = {}
     for path in sorted(directory.glob("*.log")) if directory.is_dir() and not directory.is_symlink() else []:
+        if len(found) == MAX_LOGS:
+            break
         if service in (None, path.stem) and _SERVICE.fullmatch(path.stem):
             text = _tail(path)
             if text is not None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mvm.host.inspection import MAX_LOG_BYTES, read_logs, telling_line
+from mvm.host.inspection import MAX_LOG_BYTES, MAX_LOGS, read_logs, telling_line
 from mvm.telemetry.redaction import SECRETS
 
 
@@ -32,6 +32,14 @@ def test_a_huge_log_is_read_from_its_end_only(tmp_path: Path) -> None:
     text = read_logs(tmp_path, None, 10**6)["agent"]
     assert text.endswith("end")
     assert len(text) <= MAX_LOG_BYTES
+
+
+def test_a_guest_that_makes_many_logs_does_not_fill_the_agents_memory(tmp_path: Path) -> None:
+    for number in range(MAX_LOGS + 10):
+        (tmp_path / f"log{number}.log").write_text("x\n")
+    (tmp_path / "openclaw.log").write_text("it\n")
+    assert len(read_logs(tmp_path, None, 10)) == MAX_LOGS
+    assert read_logs(tmp_path, "openclaw", 10) == {"openclaw": "it"}
 
 
 def test_a_secret_in_a_log_is_taken_out(tmp_path: Path) -> None:
