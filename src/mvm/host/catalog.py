@@ -8,16 +8,20 @@ writer and raises `Conflict`.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import structlog
 from pydantic import BaseModel, ValidationError
 
 from mvm.model.entities import Instance, Pool, Tenant, User
 from mvm.model.errors import MvmError, NotFound
 from mvm.model.ids import Address, InstanceId, InstanceRef, PoolId, TenantId, UserId
-from mvm.store.base import Store, Write
+from mvm.store.base import Document, Store, Write
+
+log = structlog.get_logger(__name__)
 
 E = TypeVar("E", bound=BaseModel)
 
@@ -36,6 +40,28 @@ def _instance_key(ref: InstanceRef) -> str:
 
 def _user_key(tenant: TenantId, user: UserId) -> str:
     return f"users/{tenant}/{user}"
+
+
+def _parse(kind: type[E], document: Document) -> E:
+    """The entity in a document. Keys that this version does not know (another version wrote them) are passed over.
+
+    Raises `ValidationError` for anything else that is wrong with it.
+    """
+    try:
+        # Python-mode validation would refuse the strings that dates and enums are in JSON.
+        return kind.model_validate(document.value, strict=False)
+    except ValidationError as error:
+        if any(problem["type"] != "extra_forbidden" for problem in error.errors()):
+            raise
+        value = copy.deepcopy(document.value)
+        for problem in error.errors():
+            *path, key = problem["loc"]
+            holder: Any = value
+            for step in path:
+                holder = holder[step]
+            del holder[key]
+        log.warning("unknown keys in the state", document=document.key, keys=[str(p["loc"]) for p in error.errors()])
+        return kind.model_validate(value, strict=False)
 
 
 class Catalog:
@@ -72,8 +98,7 @@ class Catalog:
         entities = []
         for document in await self.store.list(prefix):
             try:
-                # Python-mode validation would refuse the strings that dates and enums are in JSON.
-                entities.append(kind.model_validate(document.value, strict=False))
+                entities.append(_parse(kind, document))
             except ValidationError as error:
                 raise MvmError(
                     f"document {document.key!r} in the state database is damaged: {error.errors()[0]['msg']}",
