@@ -3,16 +3,12 @@
  * that the assistant decides to send). It takes nothing in; what it is given goes to the worker's outbox, which brings it
  * to the person through the deployment's gateway.
  *
- * With a channel of its own OpenClaw needs no telling where to deliver: it is the only channel, and every conversation
- * that the gateway brings names it as its origin.
+ * It is the worker's only channel, so the assistant can use it by name; reminders.js makes every job deliver to it.
  */
 import { createHash, randomUUID } from "node:crypto";
 import { runPassiveAccountLifecycle } from "openclaw/plugin-sdk/channel-outbound";
+import { CHANNEL, PERSON } from "./person.js";
 import { readSecret } from "./router.js";
-
-export const CHANNEL = "mvm";
-/** The one address of the channel: whoever this worker belongs to. */
-export const PERSON = "person";
 
 const ACCOUNT = "default";
 const TIMEOUT_MS = 10_000;

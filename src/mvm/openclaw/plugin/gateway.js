@@ -4,7 +4,6 @@
  * The one rule that nothing here may break: no turn ever runs inside the gateway. Whatever happens, the dispatch is
  * claimed; when a message cannot be delivered the person is told so.
  */
-import { CHANNEL, PERSON } from "./channel.js";
 import { connect } from "./connection.js";
 import { describe, runIdOf } from "./message.js";
 import { readImages } from "./images.js";
@@ -14,9 +13,6 @@ import { runTurn, TurnFailed } from "./turn.js";
 
 /** All conversations of a person go on in one session of their worker, where reminders speak too. */
 export const WORKER_SESSION = "agent:main:main";
-
-/** Where the worker's OpenClaw believes the person to be: its own channel, so that reminders find their way back. */
-const WORKER_ORIGIN = { originatingChannel: CHANNEL, originatingTo: PERSON };
 
 const TYPING_MS = 4000;
 const HELLO_TIMEOUT_MS = 20_000;

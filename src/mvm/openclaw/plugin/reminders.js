@@ -5,7 +5,7 @@
  * detached jobs. So the assistant's own request to the scheduler is completed before it is carried out: deliver to the
  * person, by the one channel there is.
  */
-import { CHANNEL, PERSON } from "./channel.js";
+import { CHANNEL, PERSON } from "./person.js";
 
 /** Name under which OpenClaw offers its scheduler to the model. */
 export const SCHEDULER_TOOL = "automations";

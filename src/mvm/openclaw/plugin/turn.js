@@ -29,12 +29,12 @@ export class TurnFailed extends Error {
  *
  * `open(onEvent)` wakes the worker when it sleeps and gives a connection; `signal` aborts the turn on the worker.
  */
-export async function runTurn({ open, sessionKey, origin, runId, text, attachments, signal, deadline, pollMs = 500 }) {
+export async function runTurn({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs = 500 }) {
   let last = new Error("the worker did not answer in time");
   for (let attempt = 0; Date.now() < deadline; attempt += 1) {
     if (signal?.aborted) return { text: "", aborted: true };
     try {
-      return await oneConnection({ open, sessionKey, origin, runId, text, attachments, signal, deadline, pollMs });
+      return await oneConnection({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs });
     } catch (error) {
       if (signal?.aborted) return { text: "", aborted: true };
       if (!(error instanceof ConnectionLost)) throw error;
@@ -45,7 +45,7 @@ export async function runTurn({ open, sessionKey, origin, runId, text, attachmen
   throw last;
 }
 
-async function oneConnection({ open, sessionKey, origin, runId, text, attachments, signal, deadline, pollMs }) {
+async function oneConnection({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs }) {
   let finish;
   const outcome = new Promise((resolve, reject) => (finish = { resolve, reject }));
   outcome.catch(() => {});
@@ -59,18 +59,18 @@ async function oneConnection({ open, sessionKey, origin, runId, text, attachment
   const stopped = aborted(signal).then(() => ({ text: "", aborted: true }));
   signal?.addEventListener("abort", abort, { once: true });
   const limit = timeout(deadline);
+  const over = new AbortController();
   try {
     const ack = await request(connection, "chat.send", {
       sessionKey,
       message: text,
       idempotencyKey: runId,
       queueMode: "followup",
-      ...origin,
       ...(attachments?.length ? { attachments } : {}),
     });
     if (ack?.status === "error") throw new TurnFailed(ack.error?.message ?? ack.summary ?? "the worker refused the message");
     const ended = [stopped, connection.lost, limit.promise];
-    const transcript = (every, patience) => fromHistory({ connection, sessionKey, runId, every, patience });
+    const transcript = (every, patience) => fromHistory({ connection, sessionKey, runId, every, patience, over: over.signal });
     if (ack?.status === "started") {
       const result = await Promise.race([outcome, transcript(5 * pollMs, RECOVERY_MS), ...ended]);
       if (result.text || result.aborted) return result;
@@ -82,6 +82,7 @@ async function oneConnection({ open, sessionKey, origin, runId, text, attachment
     return await Promise.race([transcript(pollMs, RECOVERY_MS), ...ended]);
   } finally {
     limit.clear();
+    over.abort();
     signal?.removeEventListener("abort", abort);
     if (signal?.aborted) await pause(150);
     connection.close();
@@ -103,9 +104,10 @@ async function request(connection, method, params) {
 }
 
 /** Wait for the answer in the transcript; `patience` is how long a session in which nothing goes on may keep still. */
-async function fromHistory({ connection, sessionKey, runId, every, patience }) {
+async function fromHistory({ connection, sessionKey, runId, every, patience, over }) {
   for (let quiet = 0; ; quiet += 1) {
-    await pause(every);
+    await pause(every, over);
+    if (over.aborted) return { text: "", aborted: true };
     const history = await request(connection, "chat.history", { sessionKey, limit: HISTORY_MESSAGES, maxChars: HISTORY_CHARS });
     const { text, error } = findAnswer(history?.messages ?? [], runId);
     if (text !== null) return { text, recovered: true };

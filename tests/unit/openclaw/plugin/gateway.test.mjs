@@ -1,0 +1,144 @@
+import assert from "node:assert/strict";
+import { mkdtempSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, test } from "node:test";
+import { sdk } from "./sdk.mjs";
+
+let worker;
+sdk.GatewayClient = class {
+  constructor(options) {
+    this.options = options;
+  }
+  start() {
+    queueMicrotask(() => this.options.onHelloOk());
+  }
+  stop() {}
+  async request(method, params) {
+    return worker(method, params, (payload) => this.options.onEvent({ event: "chat", payload: { runId: params.idempotencyKey, ...payload } }));
+  }
+};
+const { GatewayRole, NOTICES, stoppedByPerson } = await import("../../../../src/mvm/openclaw/plugin/gateway.js");
+const { RouterError } = await import("../../../../src/mvm/openclaw/plugin/router.js");
+const { Activity } = await import("../../../../src/mvm/openclaw/plugin/activity.js");
+
+const secretsDir = mkdtempSync(join(tmpdir(), "mvm-test-"));
+mkdirSync(join(secretsDir, "workers"));
+writeFileSync(join(secretsDir, "workers/alice.alice"), "token");
+after(() => rmSync(secretsDir, { recursive: true }));
+
+const says = (text) => (method, params, emit) => {
+  if (method === "chat.send") queueMicrotask(() => emit({ state: "final", message: { content: text } }));
+  return { status: "started" };
+};
+
+function scene({ begin = async () => ({ state: "new", worker: "alice.alice", attempt: 1 }), wake = async () => {} } = {}) {
+  const told = { journal: [], said: [] };
+  const router = {
+    begin,
+    wake,
+    workerUrl: async () => "ws://127.0.0.1:1/",
+    answered: async (key, payload) => told.journal.push(["answered", key, payload.text]),
+    sent: async (key) => told.journal.push(["sent", key]),
+    failed: async (key, { notice }) => told.journal.push(["failed", key, notice]),
+  };
+  const sender = {
+    persist: async ({ text, id }) => {
+      told.journal.push(["handed over", id]);
+      told.said.push(text);
+    },
+  };
+  const log = { info() {}, warn() {}, error() {} };
+  const activity = new Activity();
+  const role = new GatewayRole({ router, sender, activity, log, secretsDir, wakeTimeoutMs: 1000, turnTimeoutMs: 5000 });
+  return { role, told, activity };
+}
+
+const event = (changes = {}) => ({
+  sendPolicy: "allow",
+  ctx: { Provider: "telegram", SenderId: "111", OriginatingTo: "telegram:111", MessageSid: "1", ChatType: "direct", BodyForAgent: "hello", ...changes },
+});
+const dispatched = { handled: true, queuedFinal: false, counts: { tool: 0, block: 0, final: 0 } };
+
+test("the worker's answer is journalled before it is handed over", async () => {
+  worker = says("hi");
+  const { role, told } = scene();
+  assert.deepEqual(await role.dispatch(event(), {}), dispatched);
+  assert.deepEqual(told.said, ["hi"]);
+  assert.deepEqual(told.journal.map(([what]) => what), ["answered", "handed over", "sent"]);
+});
+
+test("an answer recorded before is sent again and asks nobody", async () => {
+  worker = () => assert.fail("the worker was asked");
+  const { role, told } = scene({ begin: async () => ({ state: "answered", payload: { text: "recorded" } }) });
+  await role.dispatch(event(), {});
+  assert.deepEqual(told.said, ["recorded"]);
+});
+
+test("a stranger gets the notice and wakes nobody", async () => {
+  const { role, told } = scene({ begin: async () => ({ state: "unknown_sender", notice: "who are you?" }), wake: () => assert.fail("woken") });
+  assert.deepEqual(await role.dispatch(event(), {}), dispatched);
+  assert.deepEqual(told.said, ["who are you?"]);
+});
+
+const CLAIMED = {
+  "a stranger who gets no notice": [event(), { begin: async () => ({ state: "unknown_sender", notice: null }) }],
+  "a group": [event({ ChatType: "group" }), {}],
+  "a message without sender": [event({ SenderId: "" }), {}],
+  "an event that is none": [undefined, {}],
+  "a router that names no worker": [event(), { begin: async () => ({ state: "new" }) }],
+  "a router that names a path": [event(), { begin: async () => ({ state: "new", worker: "../../etc" }) }],
+  "a router that is gone": [event(), { begin: async () => Promise.reject(new RouterError("gone")) }],
+  "a worker that does not wake": [event(), { wake: async () => Promise.reject(new RouterError("no", { notice: "It is broken.", retry: false })) }],
+};
+for (const [what, [given, options]] of Object.entries(CLAIMED)) {
+  test(`${what} is claimed all the same: no turn runs in the gateway`, async () => {
+    worker = () => assert.fail("the worker was asked");
+    const { role, activity } = scene(options);
+    assert.deepEqual(await role.dispatch(given, {}), dispatched);
+    assert.equal(activity.idle, true);
+  });
+}
+
+test("the router's own words tell the person why the worker does not wake", async () => {
+  const { role, told } = scene({ wake: async () => Promise.reject(new RouterError("quota", { notice: "It is broken.", retry: false })) });
+  await role.dispatch(event(), {});
+  assert.deepEqual(told.said, ["It is broken."]);
+  assert.equal(told.journal[0][0], "failed");
+});
+
+test("a turn that fails on the worker is told honestly and counts as answered", async () => {
+  worker = (method, params, emit) => {
+    queueMicrotask(() => emit({ state: "error", errorMessage: "no credit" }));
+    return { status: "started" };
+  };
+  const { role, told } = scene();
+  await role.dispatch(event(), {});
+  assert.deepEqual(told.said, [NOTICES.failed]);
+});
+
+test("an aborted dispatch returns at once, and stopping the turn is left to the worker", async () => {
+  const asked = [];
+  const controller = new AbortController();
+  worker = (method) => {
+    asked.push(method);
+    if (method === "chat.send") setImmediate(() => controller.abort(new Error("Reply operation aborted by user")));
+    return { status: "started" };
+  };
+  const { role, told } = scene();
+  assert.deepEqual(await role.dispatch(event(), { abortSignal: controller.signal }), dispatched);
+  while (told.journal.length < 2) await new Promise(setImmediate);
+  assert.ok(asked.includes("chat.abort"));
+  assert.deepEqual(told.said, [], "what was stopped is not answered");
+});
+
+test("only the person's own stop ends the turn", () => {
+  const abortedFor = (reason) => {
+    const controller = new AbortController();
+    const signal = stoppedByPerson(controller.signal);
+    controller.abort(new Error(reason));
+    return signal.aborted;
+  };
+  assert.equal(abortedFor("Reply operation aborted by user"), true);
+  assert.equal(abortedFor("Gateway is restarting"), false);
+});
