@@ -84,7 +84,9 @@ export class Activity {
   }
 }
 
-/** RFC 3339 in UTC, to the second: what the guest agent reads. */
+const LAST_INSTANT = Date.parse("9999-12-31T23:59:59Z");
+
+/** RFC 3339 in UTC, to the second: what the guest agent reads. What no such text can say ("in 10000 years") is none. */
 export function instant(milliseconds) {
-  return milliseconds === null || milliseconds === undefined ? null : new Date(milliseconds).toISOString().replace(/\.\d+Z$/, "Z");
+  return milliseconds === null || !(milliseconds >= 0 && milliseconds <= LAST_INSTANT) ? null : new Date(milliseconds).toISOString().replace(/\.\d+Z$/, "Z");
 }

@@ -1,10 +1,12 @@
 /**
  * What an inbound message is, read from OpenClaw's dispatch event. Pure functions: no I/O, no clock.
  */
+import { createHash } from "node:crypto";
 
 /** Longest text of one message that is handed on; Telegram itself allows 4096 characters, Discord 4000. */
 export const MAX_TEXT = 64 * 1024;
 const MAX_KEY = 240;
+const HASH_LENGTH = 64;
 /** By it a worker's transcript tells the gateway's messages from those that OpenClaw writes itself. */
 export const RUN_PREFIX = "mvm-";
 
@@ -46,8 +48,14 @@ export function describe(event) {
     direct: (event?.originatingChatType ?? ctx.ChatType ?? "direct") === "direct",
     peer: `${channel}:${sender}`,
     conversation: `${channel}:${account}:${chat}`,
-    key: [channel, account, chat, message].map((part) => encodeURIComponent(part)).join(":").slice(0, MAX_KEY),
+    key: bounded([channel, account, chat, message].map((part) => encodeURIComponent(part)).join(":")),
   };
+}
+
+/** A key of bounded length; two that differ anywhere still differ. */
+function bounded(key) {
+  if (key.length <= MAX_KEY) return key;
+  return `${key.slice(0, MAX_KEY - HASH_LENGTH - 1)}:${createHash("sha256").update(key).digest("hex")}`;
 }
 
 /** The id under which the worker's OpenClaw knows this turn; it may hold no more than plain characters. */

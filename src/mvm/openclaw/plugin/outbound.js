@@ -3,7 +3,8 @@
  */
 import { createHash, timingSafeEqual } from "node:crypto";
 
-const MAX_BODY = 256 * 1024;
+/** What the router may send: a text of 128 KiB takes up to six times that as JSON. */
+const MAX_BODY = 1024 * 1024;
 
 /** Handler of the route. `200` means that the channel took it; anything else is tried again by the router. */
 export function outboundHandler({ token, sender, log }) {
