@@ -14,6 +14,8 @@ import { runTurn, TurnFailed } from "./turn.js";
 /** All conversations of a person go on in one session of their worker, where reminders speak too. */
 export const WORKER_SESSION = "agent:main:main";
 
+/** Characters of one answer: sixteen messages of Telegram's. */
+const MAX_ANSWER = 64 * 1024;
 const TYPING_MS = 4000;
 const HELLO_TIMEOUT_MS = 20_000;
 const WORKER_KEY = /^[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}$/;
@@ -21,6 +23,7 @@ const WORKER_KEY = /^[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}$/;
 export const NOTICES = {
   unreachable: "Your assistant could not be reached just now. Please send your message again in a minute.",
   failed: "Your assistant could not answer this message: something went wrong on its side. Please try again.",
+  shortened: "(The rest of this answer is left out: it is too long.)",
 };
 
 export class GatewayRole {
@@ -97,7 +100,8 @@ export class GatewayRole {
       return "unknown_sender";
     }
     if (delivery.state === "answered") {
-      await this.#hand(message, delivery.payload ?? {});
+      // What the channel took once is not given to it again.
+      if (!delivery.sent) await this.#hand(message, delivery.payload ?? {});
       return "answered_before";
     }
     const worker = String(delivery.worker ?? "");
@@ -123,7 +127,7 @@ export class GatewayRole {
         signal,
         deadline: Date.now() + this.#turnTimeoutMs,
       });
-      payload = { text: result.aborted ? "" : result.text.trim() };
+      payload = { text: result.aborted ? "" : bounded(result.text.trim()) };
     } catch (error) {
       const notice = error?.notice ?? (error instanceof TurnFailed ? NOTICES.failed : NOTICES.unreachable);
       this.#log.warn(`${worker}: no answer: ${error?.message ?? error}`);
@@ -152,6 +156,11 @@ export class GatewayRole {
     const { channel, account, to } = message;
     return this.#sender.persist({ id: `${kind}:${message.key}`, channel, account, to, text });
   }
+}
+
+/** A worker may say more than a chat can carry; the channel is everybody's. */
+function bounded(text) {
+  return text.length <= MAX_ANSWER ? text : `${text.slice(0, MAX_ANSWER)}\n\n${NOTICES.shortened}`;
 }
 
 /** Show "typing" for as long as somebody works on the answer, also while the worker wakes. */

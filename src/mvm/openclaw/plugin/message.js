@@ -45,11 +45,17 @@ export function describe(event) {
     to,
     message,
     text,
-    direct: (event?.originatingChatType ?? ctx.ChatType ?? "direct") === "direct",
+    direct: isDirect(event?.originatingChatType, ctx.ChatType),
     peer: `${channel}:${sender}`,
     conversation: `${channel}:${account}:${chat}`,
     key: bounded([channel, account, chat, message].map((part) => encodeURIComponent(part)).join(":")),
   };
+}
+
+/** Whether everything that is said of a chat says that it is a direct one; nothing said is no. */
+function isDirect(...kinds) {
+  const said = kinds.filter((kind) => kind !== undefined && kind !== null);
+  return said.length > 0 && said.every((kind) => kind === "direct");
 }
 
 /** A key of bounded length; two that differ anywhere still differ. */

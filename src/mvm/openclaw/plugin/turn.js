@@ -15,10 +15,12 @@ const HISTORY_CHARS = 200_000;
 const SILENCE_MS = 3_000;
 const RECOVERY_MS = 60_000;
 
+const MAX_REASON = 300;
+
 /** The worker took the message and says that the turn failed: asking again would not help. */
 export class TurnFailed extends Error {
   constructor(message) {
-    super(message);
+    super(String(message).slice(0, MAX_REASON)); // the worker's own words, of any length
     this.name = "TurnFailed";
   }
 }
@@ -99,7 +101,7 @@ async function request(connection, method, params) {
     if (code === "UNAVAILABLE" || error?.retryable === true || /not connected|closed|timeout/i.test(error?.message ?? "")) {
       throw new ConnectionLost(`the worker is not ready: ${String(error?.message).slice(0, 160)}`);
     }
-    throw new TurnFailed(String(error?.message ?? error).slice(0, 300));
+    throw new TurnFailed(error?.message ?? error);
   }
 }
 

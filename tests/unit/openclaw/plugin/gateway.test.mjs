@@ -48,10 +48,11 @@ function scene({ begin = async () => ({ state: "new", worker: "alice.alice", att
       told.said.push(text);
     },
   };
-  const log = { info() {}, warn() {}, error() {} };
+  const warned = [];
+  const log = { info() {}, warn: (text) => warned.push(text), error() {} };
   const activity = new Activity();
   const role = new GatewayRole({ router, sender, activity, log, secretsDir, wakeTimeoutMs: 1000, turnTimeoutMs: 5000 });
-  return { role, told, activity };
+  return { role, told, activity, warned };
 }
 
 const event = (changes = {}) => ({
@@ -73,6 +74,29 @@ test("an answer recorded before is sent again and asks nobody", async () => {
   const { role, told } = scene({ begin: async () => ({ state: "answered", payload: { text: "recorded" } }) });
   await role.dispatch(event(), {});
   assert.deepEqual(told.said, ["recorded"]);
+});
+
+test("an answer that the channel took before is not given to it twice", async () => {
+  worker = () => assert.fail("the worker was asked");
+  const { role, told } = scene({ begin: async () => ({ state: "answered", payload: { text: "recorded" }, sent: true }) });
+  assert.deepEqual(await role.dispatch(event(), {}), dispatched);
+  assert.deepEqual(told.said, []);
+});
+
+test("a worker cannot flood the channel with one answer, nor the log with one error", async () => {
+  worker = says("x".repeat(25 * 1024 * 1024));
+  const { role, told } = scene();
+  await role.dispatch(event(), {});
+  assert.equal(told.said.length, 1);
+  assert.ok(told.said[0].length < 70_000);
+  assert.ok(told.said[0].endsWith(NOTICES.shortened));
+  worker = (method, params, emit) => {
+    queueMicrotask(() => emit({ state: "error", errorMessage: "y".repeat(25 * 1024 * 1024) }));
+    return { status: "started" };
+  };
+  const failing = scene();
+  await failing.role.dispatch(event(), {});
+  assert.ok(failing.warned.join("").length < 1000);
 });
 
 test("a stranger gets the notice and wakes nobody", async () => {

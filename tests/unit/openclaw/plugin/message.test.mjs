@@ -38,6 +38,8 @@ test("parts of a key cannot run into each other", () => {
 test("a group is told from a direct chat, wherever that is said", () => {
   assert.equal(describe({ ctx: { ...context, ChatType: "group" } }).direct, false);
   assert.equal(describe({ ctx: context, originatingChatType: "channel" }).direct, false);
+  assert.equal(describe({ ctx: { ...context, ChatType: "group" }, originatingChatType: "direct" }).direct, false);
+  assert.equal(describe({ ctx: { ...context, ChatType: undefined } }).direct, false, "not known to be direct");
 });
 
 for (const missing of ["SenderId", "MessageSid"]) {
