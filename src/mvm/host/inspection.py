@@ -137,7 +137,7 @@ def telling_line(log: str) -> str | None:
 
 def read_logs(directory: Path, service: str | None, lines: int) -> dict[str, str]:
     """The newest lines of the logs in a directory that a guest writes to: its symbolic links are not followed."""
-    found = {}
+    found: dict[str, str] = {}
     for path in sorted(directory.glob("*.log")) if directory.is_dir() and not directory.is_symlink() else []:
         if len(found) == MAX_LOGS:
             break
