@@ -18,7 +18,7 @@ from mvm.guest.paths import GuestPaths
 from mvm.guest.processes import Identity
 from mvm.guest.supervisor_socket import SupervisorClient
 
-LIMIT_SECONDS = 20.0
+LIMIT_SECONDS = 45.0
 
 AGENT = """
 import signal, sys, time

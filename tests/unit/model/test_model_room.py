@@ -32,7 +32,8 @@ def test_importing_the_model_brings_in_pydantic_and_nothing_else() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     foreign, rooms = done.stdout.splitlines()
-    allowed = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "mvm", "sitecustomize"}
+    allowed = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "mvm"}
+    allowed.add("sitecustomize")  # of the machine, imported by Python itself
     assert {name for name in foreign.split() if not name.startswith("_")} <= allowed
     assert rooms == ""
 
