@@ -112,6 +112,7 @@ class OpenClaw {
     this.ending = true;
     this.log("SIGTERM: draining");
     this.cron.stop();
+    await new Promise((resolve) => setTimeout(resolve, setting("stop-delay-ms", 0)));
     await this.telegram?.shutdown(DRAIN_MS);
     await Promise.race([this.sessions.drained(), new Promise((resolve) => setTimeout(resolve, DRAIN_MS))]);
     this.protocol.close();

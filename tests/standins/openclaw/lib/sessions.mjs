@@ -38,6 +38,10 @@ export class Sessions {
       if (!name.endsWith(".active.json")) continue;
       const { sessionKey, idempotencyKey } = readWhole(join(this.#directory, name));
       const session = this.#session(sessionKey);
+      if (session.done.has(idempotencyKey)) {
+        this.#finish(session); // its answer ends the transcript: there is nothing to resume
+        continue;
+      }
       const again = { id: `recovered-${randomUUID()}`, idempotencyKey, controller: new AbortController(), text: "" };
       session.run = again;
       setTimeout(() => void this.#perform(session, again, { delayed: true }), RECOVERY_MS);
