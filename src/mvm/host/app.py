@@ -313,8 +313,6 @@ async def serve(locations: Locations) -> None:
                 loop.add_signal_handler(number, host.shutdown.set)
             async with observed(host) as observe:
                 await _run(host, ApiServer(REQUESTS, host, observe=observe))
-    with contextlib.suppress(OSError):  # not empty while instances run
-        locations.secrets_dir.rmdir()
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from mvm.host.client import AgentClient
 from mvm.host.locations import OFF, SYSTEM_SOCKET, Locations
-from mvm.model.errors import MvmError, Refused, TimedOut, Unavailable
+from mvm.host.private_directories import make_private
+from mvm.model.errors import TimedOut, Unavailable
 
 AGENT_COMMAND = (sys.executable, "-P", "-m", "mvm.cli.main", "agent", "serve")
 """`-P`: whatever lies in the directory that the person happens to be in is not imported."""
@@ -65,21 +66,8 @@ def prepare_directories(locations: Locations) -> None:
     """Make the agent's directories. Refuses one that belongs to someone else or that others may write to."""
     # The system's socket is reached by a group, so its run directory may be passed through; what is in it is 0700.
     run_mode = 0o755 if os.geteuid() == 0 else 0o700
-    modes = {locations.state_dir: 0o700, locations.run_dir: run_mode, locations.secrets_dir: 0o700}
-    for directory, mode in modes.items():
-        try:
-            directory.mkdir(mode=mode, parents=True, exist_ok=True)
-            status = directory.lstat()
-        except OSError as error:
-            raise MvmError(
-                f"directory '{error.filename}' could not be made: {error.strerror}",
-                hint="set MVM_STATE_DIR and MVM_RUN_DIR to directories of your own",
-            ) from error
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            raise Refused(
-                f"directory '{directory}' is not safe: it must be a directory that only you can write to",
-                hint=f"remove it, or choose another one; `ls -ld {directory}` shows whose it is",
-            )
+    make_private(locations.state_dir)
+    make_private(locations.run_dir, run_mode)
 
 
 async def _the_systems(socket: Path) -> AgentClient:

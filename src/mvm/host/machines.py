@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvm.host.private_directories import make_private
 from mvm.model.entities import Instance, Pool
 from mvm.model.ids import InstanceId, InstanceRef
 from mvm.runtime.base import Machine
@@ -53,28 +55,24 @@ class InstanceDirectories:
         )
 
     def prepare(self, machine: Machine) -> None:
-        """Make the directories of an instance. Idempotent."""
-        for directory in (machine.state_dir, machine.run_dir, machine.data, machine.secrets, machine.config):
+        """Make the directories of an instance. Idempotent. Raises `Refused` when the place of secrets is not ours."""
+        for directory in (machine.state_dir, machine.run_dir, machine.data, machine.config):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory.chmod(0o700)
+        while True:
+            make_private(self.secrets_dir)
+            with contextlib.suppress(FileNotFoundError):  # the last other instance went to sleep just now
+                machine.secrets.mkdir(mode=0o700, exist_ok=True)
+                return
 
     def remove_secrets(self, ref: InstanceRef) -> None:
         """Remove the content of the secrets drive; a sleeping or stopped instance holds none."""
         shutil.rmtree(self.secrets(ref.instance_id), ignore_errors=True)
+        with contextlib.suppress(OSError):  # of the last one only: nothing stays in memory when nobody runs
+            self.secrets_dir.rmdir()
 
     def remove(self, ref: InstanceRef) -> None:
         """Remove every file of an instance. Idempotent."""
         self.remove_secrets(ref)
         for directory in (self.run(ref.instance_id), self.state(ref.instance_id)):
             shutil.rmtree(directory, ignore_errors=False) if directory.exists() else None
-
-    def strays(self, known: set[InstanceId]) -> list[Path]:
-        """Directories of instances that do not exist (any more)."""
-        roots = (self.state_dir / "instances", self.run_dir / "i", self.secrets_dir)
-        return [
-            entry
-            for root in roots
-            if root.is_dir()
-            for entry in sorted(root.iterdir())
-            if entry.name.startswith("i-") and entry.name not in known
-        ]

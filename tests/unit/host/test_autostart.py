@@ -163,7 +163,6 @@ async def test_beside_a_system_agent_that_one_may_not_talk_to_no_other_is_starte
 def test_directories_are_for_their_owner(locations: Locations) -> None:
     prepare_directories(locations)
     assert locations.state_dir.stat().st_mode & 0o777 == 0o700
-    assert locations.secrets_dir.stat().st_mode & 0o777 == 0o700
     assert locations.run_dir.stat().st_mode & 0o022 == 0
 
 
