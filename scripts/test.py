@@ -75,6 +75,7 @@ def main() -> int:
         **os.environ,
         MARK: mark,
         "TMPDIR": str(temporary),
+        "NODE_DISABLE_COMPILE_CACHE": "1",  # it would be kept in TMPDIR
         "HYPOTHESIS_STORAGE_DIRECTORY": str(temporary / f"{OURS}-hypothesis"),
     }
     try:
