@@ -181,6 +181,10 @@ class Deployment:
         answers = await self.telegram.wait_for_answers(person, count, after=sent.number, timeout=timeout)
         return [str(answer.text) for answer in answers]
 
+    def files_in_gateway(self, folder: str) -> list[Path]:
+        """Files in folders of that name in the gateway's state."""
+        return [path for path in self.gateway.root.rglob(f"{folder}/**/*") if path.is_file()]
+
     def violations(self) -> list[object]:
         """Rules of the real OpenClaw that anybody here has broken."""
         return [found for process in (self.gateway, *self.workers.values()) for found in process.violations()]

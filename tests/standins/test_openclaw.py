@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from tests.standins.deployment import ALICE, BOB, STRANGER, Deployment, deployed
 from tests.standins.waiting import until
 
 from mvm.demo.model_provider import Reply, Trouble
+
+PICTURE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 pytestmark = pytest.mark.node
 
@@ -47,6 +52,14 @@ async def test_a_stranger_costs_no_model_call(deployment: Deployment) -> None:
     (notice,) = await deployment.say("let me in", person=STRANGER)
     assert "K7QF3M" in notice
     assert deployment.model.journal.calls == []
+
+
+async def test_a_picture_reaches_the_worker_and_is_not_kept_in_the_gateway(deployment: Deployment) -> None:
+    for person in (ALICE, STRANGER):
+        sent = await deployment.telegram.say(person, "look", photo=PICTURE)
+        (answer,) = await deployment.telegram.wait_for_answers(person, 1, after=sent.number, timeout=60)
+        assert ("1 picture" in str(answer.text)) == (person == ALICE)
+    await until(lambda: not deployment.files_in_gateway("media"), what="the pictures' removal")
 
 
 async def test_commands_are_the_workers(deployment: Deployment) -> None:

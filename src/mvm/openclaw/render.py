@@ -24,6 +24,8 @@ PLUGIN_ID = "mvm"
 # The worker's only channel, served by the plugin: it leads to the person through the outbox and the gateway.
 CHANNEL = "mvm"
 SECRETS_PROVIDER = "mvm"
+MAX_MEDIA_MIB = 5
+"""Size of one file that a gateway fetches, from strangers too; the plugin hands no larger ones on (images.js)."""
 OWN_TOKEN = "OPENCLAW_AUTH_TOKEN"  # noqa: S105 - the name of a key, not a key
 
 # What OpenClaw 2026.9.6 itself picks when a person sets up this provider with an API key.
@@ -102,6 +104,8 @@ def gateway_config(
     # Slash commands belong to the worker; each message is a message of its own, whatever comes right after it.
     config["commands"] = {"native": False, "text": False, "nativeSkills": False}
     config["messages"] = {"inbound": {"debounceMs": 0}}
+    # The plugin removes the files of each message; this is for those of one that a crash cut short.
+    config["attachments"] = {"ttlHours": 24}
     # Should a turn ever begin here all the same: there is no model to ask and no tool to use.
     config["models"] = {"mode": "replace", "providers": {}, "catalogRefresh": {"enabled": False}}
     config["tools"] = {"deny": ["*"]}
@@ -250,6 +254,7 @@ def _telegram(api_root: str | None) -> JsonObject:
         "allowFrom": ["*"],
         "groupPolicy": "disabled",
         "configWrites": False,
+        "mediaMaxMb": MAX_MEDIA_MIB,
     }
     if api_root is not None:
         channel["apiRoot"] = api_root
@@ -265,6 +270,7 @@ def _discord() -> JsonObject:
         "dmPolicy": "open",
         "allowFrom": ["*"],
         "groupPolicy": "disabled",
+        "mediaMaxMb": MAX_MEDIA_MIB,
         "configWrites": False,
     }
 

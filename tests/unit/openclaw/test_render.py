@@ -84,6 +84,8 @@ def test_a_gateway_is_closed_whatever_channels_it_has(keys: set[str]) -> None:
     for channel in config["channels"].values():
         assert channel["groupPolicy"] == "disabled"
         assert channel["configWrites"] is False
+        assert channel["mediaMaxMb"] <= 5, "anybody may send files"
+    assert config["attachments"]["ttlHours"] <= 24
 
 
 @given(keys=key_sets)

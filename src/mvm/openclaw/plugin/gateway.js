@@ -6,7 +6,7 @@
  */
 import { connect } from "./connection.js";
 import { describe, runIdOf } from "./message.js";
-import { readImages } from "./images.js";
+import { discardFiles, readImages } from "./images.js";
 import { KeyedQueue } from "./order.js";
 import { readSecret } from "./router.js";
 import { runTurn, TurnFailed } from "./turn.js";
@@ -81,6 +81,7 @@ export class GatewayRole {
       if (message) await this.#say(message, "notice", NOTICES.unreachable).catch(() => {});
       return "error";
     } finally {
+      await discardFiles(event);
       this.#activity.end(job);
     }
   }

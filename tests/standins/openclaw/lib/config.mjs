@@ -2,11 +2,13 @@
 import { readFileSync, statSync } from "node:fs";
 
 const TOP = [
-  "agents", "browser", "channels", "commands", "cron", "diagnostics", "discovery", "env", "gateway", "hooks", "logging", "messages", "meta", "models",
-  "plugins", "secrets", "session", "skills", "tools", "ui", "update",
+  "agents", "attachments", "browser", "channels", "commands", "cron", "diagnostics", "discovery", "env", "gateway", "hooks", "logging", "messages", "meta",
+  "models", "plugins", "secrets", "session", "skills", "tools", "ui", "update",
 ];
 const GATEWAY = ["auth", "bind", "controlUi", "http", "mode", "port", "reload"];
-const TELEGRAM = ["allowFrom", "apiRoot", "botToken", "configWrites", "dmPolicy", "enabled", "groupPolicy", "network", "streaming", "tokenFile"];
+const TELEGRAM = [
+  "allowFrom", "apiRoot", "botToken", "configWrites", "dmPolicy", "enabled", "groupPolicy", "mediaMaxMb", "network", "streaming", "tokenFile",
+];
 const POLL_MS = 100;
 
 /** The configuration is wrong: OpenClaw ends with status 78. */

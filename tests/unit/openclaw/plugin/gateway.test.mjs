@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
@@ -74,6 +74,16 @@ test("an answer recorded before is sent again and asks nobody", async () => {
   const { role, told } = scene({ begin: async () => ({ state: "answered", payload: { text: "recorded" } }) });
   await role.dispatch(event(), {});
   assert.deepEqual(told.said, ["recorded"]);
+});
+
+test("what a stranger sends is not kept", async () => {
+  process.env.OPENCLAW_STATE_DIR = secretsDir;
+  mkdirSync(join(secretsDir, "media/inbound"), { recursive: true });
+  const picture = join(secretsDir, "media/inbound/x.jpg");
+  writeFileSync(picture, "x");
+  const { role } = scene({ begin: async () => ({ state: "unknown_sender", notice: null }) });
+  await role.dispatch(event({ MediaPath: picture, MediaType: "image/jpeg" }), {});
+  assert.equal(existsSync(picture), false);
 });
 
 test("an answer that the channel took before is not given to it twice", async () => {
@@ -165,4 +175,22 @@ test("only the person's own stop ends the turn", () => {
   };
   assert.equal(abortedFor("Reply operation aborted by user"), true);
   assert.equal(abortedFor("Gateway is restarting"), false);
+});
+
+test("a worker that refuses to be read while it drains still tells the end of the turn", async () => {
+  worker = (method, params, emit) => {
+    if (method === "chat.history") throw Object.assign(new Error("suspending"), { gatewayCode: "UNAVAILABLE" });
+    setTimeout(() => emit({ state: "final", message: { content: "done" } }), 60);
+    return { status: "started" };
+  };
+  const { runTurn } = await import("../../../../src/mvm/openclaw/plugin/turn.js");
+  const { connect } = await import("../../../../src/mvm/openclaw/plugin/connection.js");
+  let opened = 0;
+  const open = (onEvent) => {
+    opened += 1;
+    return connect({ url: "ws://127.0.0.1:1/", token: "token", timeoutMs: 1000, onEvent });
+  };
+  const result = await runTurn({ open, sessionKey: "s", runId: "mvm-1", text: "hello", deadline: Date.now() + 5000, pollMs: 2 });
+  assert.equal(result.text, "done");
+  assert.equal(opened, 1);
 });
