@@ -84,6 +84,7 @@ async def test_a_reminder_asked_for_in_the_chat_reaches_the_outbox(real: Deploym
 
 async def test_a_checkpoint_waits_for_the_turn_and_holds_until_restore(real: Deployment) -> None:
     worker = real.workers["alice"]
+    await worker.wait_idle()
     real.model.script(Reply("done", delay=2.0), contains="slow")
     sent = await real.telegram.say(ALICE, "slow")
     await real.model.wait_for_turns(1, containing="slow")

@@ -110,7 +110,12 @@ async function fromHistory({ connection, sessionKey, runId, every, patience, ove
   for (let quiet = 0; ; quiet += 1) {
     await pause(every, over);
     if (over.aborted) return { text: "", aborted: true };
-    const history = await request(connection, "chat.history", { sessionKey, limit: HISTORY_MESSAGES, maxChars: HISTORY_CHARS });
+    const history = await request(connection, "chat.history", { sessionKey, limit: HISTORY_MESSAGES, maxChars: HISTORY_CHARS }).catch(
+      // A worker that drains for its sleep refuses to be read, yet finishes the turn and tells its end. A connection that
+      // is really lost is noticed by whoever waits for this.
+      (error) => (error instanceof ConnectionLost ? null : Promise.reject(error)),
+    );
+    if (history === null) continue;
     const { text, error } = findAnswer(history?.messages ?? [], runId);
     if (text !== null) return { text, recovered: true };
     if (history?.inFlightRun) quiet = 0;
