@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.simulation.world import ALICE, GATEWAYS, QUICK, WORKERS, World
 
+from mvm.host import bring_up
 from mvm.host.observability import Observability
 from mvm.host.reports import Activity
 from mvm.model.entities import Integration, Quotas
@@ -64,6 +66,25 @@ async def test_waking_a_running_instance_succeeds_at_once(world: World) -> None:
     ref = await world.worker()
     assert (await world.lifecycle.wake(ref, actor="test")).state is State.RUNNING
     assert world.guest(ref).wakes == 0
+
+
+async def test_guests_that_never_become_ready_keep_nobody_elses_asleep(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bring_up, "SLOT_SECONDS", 0.05)
+    await world.tenant(quotas=Quotas(max_running=100, max_instances_per_pool=100, max_mem_mib=2**20, max_vcpus=1000))
+    sleeper = await world.worker(state=State.SLEEPING)
+    wedged = [await world.worker(state=State.SLEEPING) for _ in range(max(2, os.cpu_count() or 2))]
+    for ref in wedged:
+        world.guest(ref).status = messages.WorkStatus.UNKNOWN
+    stuck = [asyncio.create_task(world.wakes.wake(ref, actor="hostile")) for ref in wedged]
+    while not all(world.has_process(ref) for ref in wedged):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        assert (await world.wakes.wake(sleeper, actor="writer")).state is State.RUNNING
+    for ref in wedged:
+        world.guest(ref).status = messages.WorkStatus.IDLE
+    await asyncio.gather(*stuck)
 
 
 async def test_many_wakes_at_once_are_one_restore_with_one_result(world: World) -> None:

@@ -7,6 +7,8 @@ interrupted. Nothing here decides; the caller holds the instance's lock and has 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from mvm.host.attachments import Attachments
 from mvm.host.audit import AuditAction
@@ -25,6 +27,8 @@ from mvm.model.states import State
 from mvm.runtime.base import Machine, Runtime
 from mvm.telemetry.timings import Stages
 
+SLOT_SECONDS = 30.0
+"""How long one that comes up counts among those that do; longer than a cold start natively takes."""
 AGENT_LIMIT_SECONDS = 120.0
 UNDO_GRACE_SECONDS = 2.0
 """What a start that failed gets to end by itself: an OpenClaw that is killed counts an unclean start."""
@@ -70,15 +74,32 @@ class BringUp:
     async def __call__(self, instance: Instance, kind: TransitionKind, stages: Stages, *, actor: str) -> Instance:
         """Start or wake: returns the running instance, recorded. On an error the caller undoes."""
         runtime = self._runtimes.of(instance)
-        with stages("queue"):
-            await self._slots.acquire()
-        try:
+        async with self._slot(stages):
             instance = await self._give_drives(instance, runtime, stages)
             process = await self._start_process(instance, runtime, kind, stages, actor=actor)
             instance = instance.model_copy(update={"process": process})
             return await self.finish(instance, kind, stages, actor=actor)
+
+    @asynccontextmanager
+    async def _slot(self, stages: Stages) -> AsyncIterator[None]:
+        """Wait for a place among those that come up. It is given back at the end of the block, or when that takes too
+        long: guests that never become ready must not keep everybody else's asleep."""
+        with stages("queue"):
+            await self._slots.acquire()
+        held = True
+
+        def give_back() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._slots.release()
+
+        timer = asyncio.get_running_loop().call_later(SLOT_SECONDS, give_back)
+        try:
+            yield
         finally:
-            self._slots.release()
+            timer.cancel()
+            give_back()
 
     async def _give_drives(self, instance: Instance, runtime: Runtime, stages: Stages) -> Instance:
         """Fresh config and secrets, and an address that is free, before anything of the guest runs."""
