@@ -181,8 +181,8 @@ class _Run:
                 f"the agent that runs uses the runtime {node['runtime']}, not {self._runtime}",
                 hint="end that agent (its instances live on), or give this demo directories of its own by --state-dir",
             )
-        warning = "" if node["isolated"] else "; nothing is isolated between users"
-        self._say(f"runtime {node['runtime']}: {node['runtime_reason']}{warning}")
+        if node["isolated"]:  # otherwise `mvm new` says so
+            self._say(f"runtime {node['runtime']}: {node['runtime_reason']}")
 
     def _say(self, line: str) -> None:
         print(f"[{time.monotonic() - self._began:6.1f} s] {line}", file=sys.stderr, flush=True)

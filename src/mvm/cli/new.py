@@ -101,6 +101,9 @@ async def create_deployment(
     if not dry_run:
         await _install_openclaw(locations, deployment, on_progress)
     client = await ensure_agent(locations, say=say)
+    node = await client.call("NodeInfo")
+    if not node["isolated"]:
+        say(f"note: runtime {node['runtime']}: {node['runtime_reason']}")
     params = {
         "deployment": deployment.model_dump(mode="json"),
         "secrets": secrets.values,

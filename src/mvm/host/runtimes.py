@@ -69,7 +69,7 @@ class Runtimes:
         probe = await self.probe(name)
         if not probe.usable:
             raise Unavailable(f"runtime {name!r} does not work here: {probe.reason}", hint=probe.remedy)
-        return Choice(runtime=runtime, reason=f"{name}: asked for by name")
+        return Choice(runtime=runtime, reason=_because("asked for by name", probe))
 
     async def _choose_first(self) -> Choice:
         passed_over: list[str] = []
@@ -80,7 +80,7 @@ class Runtimes:
             if probe.usable:
                 runtime = self._runtimes[name]
                 self._refuse_unisolated(runtime)
-                return Choice(runtime=runtime, reason="; ".join([f"{name}: {probe.reason}", *passed_over]))
+                return Choice(runtime=runtime, reason=_because("; ".join(passed_over), probe))
             passed_over.append(f"not {name}: {probe.reason}")
         raise Unavailable(
             f"no runtime works on this host ({'; '.join(passed_over)})", hint="`mvm doctor` says what is missing"
@@ -92,3 +92,8 @@ class Runtimes:
                 f"runtime {runtime.name!r} does not isolate tenants and production mode refuses it",
                 hint="use a host with KVM, or unset MVM_PRODUCTION on a development machine",
             )
+
+
+def _because(choice: str, probe: Probe) -> str:
+    """One line: why this runtime, what is to be known of it, and what would change that."""
+    return "; ".join(part for part in (choice, probe.reason, probe.remedy) if part)

@@ -30,6 +30,7 @@ def folder(tmp_path: Path) -> Path:
 def ready(agent: ScriptedAgent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ScriptedAgent:
     monkeypatch.setenv("MY_KEY", "sk-ant-1")
     monkeypatch.setenv("MVM_OPENCLAW_DIR", str(tmp_path))
+    agent.answers["NodeInfo"] = {"isolated": True, "runtime": "firecracker", "runtime_reason": "KVM works"}
     agent.answers["ApplyDeployment"] = lambda params: {
         "tenant_id": "alice",
         "changed": not params["dry_run"],
@@ -64,6 +65,12 @@ def test_programs_get_one_document_without_any_secret(ready: ScriptedAgent, mvm:
     assert typed.document["instances"] == [samples.instance()]
     assert "sk-ant-1" not in typed.out + typed.err
     assert TELEGRAM not in typed.out + typed.err
+
+
+def test_a_runtime_that_isolates_nothing_is_said_aloud(ready: ScriptedAgent, mvm: Type, folder: Path) -> None:
+    ready.answers["NodeInfo"] = {"isolated": False, "runtime": "process", "runtime_reason": "NOT isolated; use KVM"}
+    typed = mvm("new", "openclaw", "alice", "--no-check", "-c", str(folder / "deploy.toml"))
+    assert "note: runtime process: NOT isolated; use KVM" in typed.err
 
 
 def test_a_dry_run_changes_nothing(ready: ScriptedAgent, mvm: Type, folder: Path) -> None:
