@@ -336,6 +336,22 @@ async def test_an_alarm_wakes_a_sleeper_in_time_and_only_then(world: World) -> N
     assert world.state(ref) is State.RUNNING
 
 
+async def test_a_gateway_comes_back_although_another_that_died_is_still_held_up(world: World) -> None:
+    worker, gateway = await world.worker(), await world.worker(pool=GATEWAYS)
+    for ref in (worker, gateway):
+        world.says(ref, Activity.BUSY, in_flight=1)
+    loop = asyncio.create_task(world.policy.run())
+    died = world.catalog.instance(gateway).process
+    async with world.lifecycle.locked(worker), asyncio.timeout(20):
+        world.runtime.end(worker.instance_id)
+        world.runtime.end(gateway.instance_id)
+        while world.state(gateway) is not State.RUNNING or world.catalog.instance(gateway).process == died:
+            await asyncio.sleep(0.01)
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+    await world.policy.settled()
+
+
 async def test_an_alarm_that_no_calendar_has_harms_nobody_else(world: World) -> None:
     hostile, other = await world.worker(), await world.worker()
     world.guest(hostile).next_alarm_at = datetime.min.replace(tzinfo=UTC)

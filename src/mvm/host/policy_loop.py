@@ -80,7 +80,7 @@ class PolicyLoop:
         """Run for ever: the tick, and the watch over processes that end."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._tick_for_ever(), name="policy")
-            group.create_task(self._revive_for_ever(), name="revive")
+            group.create_task(self._revive_for_ever(group), name="revive")
 
     async def _tick_for_ever(self) -> None:
         while True:
@@ -229,13 +229,17 @@ class PolicyLoop:
         pause = REVIVE_BACKOFF_SECONDS[min(len(recent), len(REVIVE_BACKOFF_SECONDS) - 1)]
         return now - recent[-1] >= pause
 
-    async def _revive_for_ever(self) -> None:
+    async def _revive_for_ever(self, group: asyncio.TaskGroup) -> None:
         while True:
             ref = await self._attachments.ended.get()
-            try:
-                await self.process_ended(ref)
-            except Exception:
-                log.exception("the end of a process could not be handled", instance=str(ref))
+            # Each by itself: one whose lock is held for minutes must not keep a gateway from coming back.
+            group.create_task(self._revive(ref), name=f"revive {ref}")
+
+    async def _revive(self, ref: InstanceRef) -> None:
+        try:
+            await self.process_ended(ref)
+        except Exception:
+            log.exception("the end of a process could not be handled", instance=str(ref))
 
     async def process_ended(self, ref: InstanceRef) -> None:
         """A process ended although nobody asked: note it, and start again who was in the middle of something."""
