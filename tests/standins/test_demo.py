@@ -90,7 +90,7 @@ async def test_once_shows_the_answer_and_leaves_nothing_running(desk: Desk) -> N
     out, err = await desk.mvm("demo", "--once")
     assert "Telegram got  You said: hello" in out
     assert "restore" in out
-    assert "nothing is isolated" in err
+    assert "NOT isolated" in err
     await until(lambda: desk.processes() == [], what="the end of the agent")
     assert not (desk.directory / "state/demo/alice").exists()
 
