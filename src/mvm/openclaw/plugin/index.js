@@ -94,9 +94,9 @@ function registerControl({ api, config, state }) {
         await own.call("secrets.reload");
         return { ok: true };
       },
-      CHANNELS: async () => ({ ok: true, suppressed: await suppressedChannels(own) }),
+      CHANNELS: async () => ({ ok: true, suppressed: await own.suppressedChannels() }),
       CHANNELS_START: async () => {
-        for (const channel of await suppressedChannels(own)) await own.call("channels.start", { channel });
+        for (const channel of await own.suppressedChannels()) await own.call("channels.start", { channel });
         return { ok: true };
       },
     },
@@ -114,13 +114,6 @@ function registerControl({ api, config, state }) {
     activity.ready = true;
   });
   api.on("gateway_stop", () => suspension.forget());
-}
-
-/** Channels that OpenClaw holds back because it started uncleanly too often. */
-async function suppressedChannels(own) {
-  const status = await own.call("channels.status", {});
-  const suppressed = status?.suppressed ?? status?.suppressedChannels ?? [];
-  return Array.isArray(suppressed) ? suppressed.map(String) : [];
 }
 
 function logger(target) {

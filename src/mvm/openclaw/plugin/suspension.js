@@ -9,6 +9,7 @@ import { connect } from "./connection.js";
 import { pause } from "./order.js";
 
 const HELLO_TIMEOUT_MS = 10_000;
+const READINESS_TIMEOUT_MS = 5_000;
 const RENEW_MS = 40_000;
 const POLL_MS = 100;
 
@@ -25,6 +26,13 @@ export class OwnGateway {
 
   async call(method, params = {}) {
     return this.#use((connection) => connection.request(method, params));
+  }
+
+  /** Channels that OpenClaw holds back because it started uncleanly too often; only its readiness tells them. */
+  async suppressedChannels() {
+    const answer = await fetch(`http://127.0.0.1:${this.#port()}/readyz`, { signal: AbortSignal.timeout(READINESS_TIMEOUT_MS) });
+    const { suppressed = [] } = await answer.json();
+    return suppressed.map(String);
   }
 
   async #use(work) {

@@ -159,7 +159,7 @@ class OpenClaw {
       "gateway.suspend.status": (params) => this.desk.status(params),
       "gateway.suspend.resume": (params) => this.desk.resume(params),
       "secrets.reload": () => this.#reloadSecrets(),
-      "channels.status": () => ({ channels: this.telegram ? { telegram: { state: this.telegram.state } } : {}, suppressed: this.suppressed }),
+      "channels.status": () => ({ channels: this.telegram ? { telegram: { state: this.telegram.state } } : {} }),
       "channels.start": ({ channel }) => this.#startChannel(channel),
       "channels.stop": ({ channel }) => {
         if (channel === "telegram") this.telegram?.stop();
