@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from mvm.host.clock import Clock
 from mvm.host.reports import Reports
 from mvm.model.entities import Instance
@@ -24,10 +26,11 @@ class Observer:
         """Somebody asked for it to be awake."""
         self._wanted_at[instance] = self._clock.monotonic()
 
-    def forget(self, instance: InstanceId) -> None:
-        """It does not exist any more."""
-        self._wanted_at.pop(instance, None)
-        self._seen.pop(instance, None)
+    def keep_only(self, instances: Container[InstanceId]) -> None:
+        """Forget those that do not exist any more."""
+        for remembered in (self._wanted_at, self._seen):
+            for instance in [i for i in remembered if i not in instances]:
+                del remembered[instance]
 
     def observe(self, instance: Instance) -> Observation:
         """What is known of it now."""

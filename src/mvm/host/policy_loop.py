@@ -89,6 +89,7 @@ class PolicyLoop:
 
     def tick(self) -> None:
         """Look at every instance once; what is to be done is begun as a task of its own."""
+        self._observer.keep_only(self._catalog.instances)
         for instance in list(self._catalog.instances.values()):
             try:
                 self._look_at(instance)
