@@ -27,27 +27,31 @@ export class TurnFailed extends Error {
 
 /**
  * Run one turn; returns `{text, aborted, recovered}` and throws `TurnFailed` (the turn's own error) or the last
- * connection error when `deadline` (epoch milliseconds) passes.
+ * connection error when the worker took nothing for `reachMs`, or when `deadline` (epoch milliseconds) passes.
  *
  * `open(onEvent)` wakes the worker when it sleeps and gives a connection; `signal` aborts the turn on the worker.
  */
-export async function runTurn({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs = 500 }) {
-  let last = new Error("the worker did not answer in time");
-  for (let attempt = 0; Date.now() < deadline; attempt += 1) {
+export async function runTurn({ open, sessionKey, runId, text, attachments, signal, deadline, reachMs = 300_000, pollMs = 500 }) {
+  let last = new ConnectionLost("the worker did not answer in time");
+  let reached = Date.now();
+  for (let attempt = 0; Date.now() < Math.min(deadline, reached + reachMs); attempt += 1) {
     if (signal?.aborted) return { text: "", aborted: true };
+    let taken = false;
     try {
-      return await oneConnection({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs });
+      const onTaken = () => (taken = true);
+      return await oneConnection({ open, onTaken, sessionKey, runId, text, attachments, signal, deadline, pollMs });
     } catch (error) {
       if (signal?.aborted) return { text: "", aborted: true };
       if (!(error instanceof ConnectionLost)) throw error;
       last = error;
+      if (taken) [reached, attempt] = [Date.now(), 0];
       await pause(backoff(attempt, 250, 3000), signal);
     }
   }
   throw last;
 }
 
-async function oneConnection({ open, sessionKey, runId, text, attachments, signal, deadline, pollMs }) {
+async function oneConnection({ open, onTaken, sessionKey, runId, text, attachments, signal, deadline, pollMs }) {
   let finish;
   const outcome = new Promise((resolve, reject) => (finish = { resolve, reject }));
   outcome.catch(() => {});
@@ -70,6 +74,7 @@ async function oneConnection({ open, sessionKey, runId, text, attachments, signa
       queueMode: "followup",
       ...(attachments?.length ? { attachments } : {}),
     });
+    onTaken();
     if (ack?.status === "error") throw new TurnFailed(ack.error?.message ?? ack.summary ?? "the worker refused the message");
     const ended = [stopped, connection.lost, limit.promise];
     const transcript = (every, patience) => fromHistory({ connection, sessionKey, runId, every, patience, over: over.signal });

@@ -194,3 +194,11 @@ test("a worker that refuses to be read while it drains still tells the end of th
   assert.equal(result.text, "done");
   assert.equal(opened, 1);
 });
+
+test("a worker that wakes but lets nobody in is given up, so that the person hears of it", async () => {
+  const { runTurn } = await import("../../../../src/mvm/openclaw/plugin/turn.js");
+  const { ConnectionLost } = await import("../../../../src/mvm/openclaw/plugin/connection.js");
+  const open = async () => Promise.reject(new ConnectionLost("unauthorized"));
+  const turn = runTurn({ open, sessionKey: "s", runId: "mvm-1", text: "hello", deadline: Date.now() + 60_000, reachMs: 20 });
+  await assert.rejects(turn, /unauthorized/);
+});
