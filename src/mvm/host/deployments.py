@@ -15,6 +15,7 @@ from mvm.host.gateways import Gateways
 from mvm.host.plan import Action, Kind, Present, plan, tenant_settings
 from mvm.host.pools import Pools
 from mvm.host.progress import Progress, silent
+from mvm.host.quotas import counts_as_running
 from mvm.host.reports import Activity, Reports
 from mvm.host.secrets import SecretStore
 from mvm.host.tenants import TenantChanges, Tenants
@@ -29,6 +30,8 @@ from mvm.model.states import State
 READY_LIMIT_SECONDS = 600.0
 """How long `wait_until_ready` waits: a cold start of OpenClaw in an emulated VM takes three minutes."""
 _LOOK_AGAIN_SECONDS = 1.0
+_PLACES_SECONDS = 0.01
+"""Pause between looks at whether a start has been recorded, which takes a write to the disk."""
 
 _STARTS = (Kind.SCALE_POOL, Kind.START_WORKER)
 
@@ -194,17 +197,27 @@ class Deployments:
         await self._users.remove(run.wanted.name, user.user_id, actor=run.actor)
 
     async def _bring_up(self, run: _Run, starts: list[Action]) -> None:
-        """Start what is to run, all at once; a failure of one is raised when all have come to an end."""
-        work = []
-        for action in starts:
-            match action.kind, action.subject:
-                case Kind.SCALE_POOL, PoolSpec() as pool:
-                    work.append(self._bring_pool_up(run, pool))
-                case Kind.START_WORKER, UserSpec() as user:
-                    work.append(self._start_worker(run, user))
-        for result in await asyncio.gather(*work, return_exceptions=True):
+        """Start what is to run, all at once; a failure of one is raised when all have come to an end.
+
+        Pools take their places first: a worker may be left for later when the quota is short, a gateway may not.
+        """
+        pools = [spec for action in starts if isinstance(spec := action.subject, PoolSpec)]
+        users = [spec for action in starts if isinstance(spec := action.subject, UserSpec)]
+        rising = {asyncio.ensure_future(self._bring_pool_up(run, pool)): pool for pool in pools}
+
+        async def start_worker(user: UserSpec) -> None:
+            while waiting := [task for task, pool in rising.items() if not (task.done() or self._is_placed(run, pool))]:
+                await asyncio.wait(waiting, timeout=_PLACES_SECONDS)
+            await self._start_worker(run, user)
+
+        for result in await asyncio.gather(*rising, *map(start_worker, users), return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
+
+    def _is_placed(self, run: _Run, spec: PoolSpec) -> bool:
+        """True when as many of a pool's instances run, or are about to, as its manifest asks for."""
+        instances = self._catalog.instances_of(run.wanted.name, spec.pool_id)
+        return sum(counts_as_running(instance) for instance in instances) >= spec.desired.running
 
     async def _start_worker(self, run: _Run, spec: UserSpec) -> None:
         bound = self._users.get(run.wanted.name, spec.user_id).instance_id

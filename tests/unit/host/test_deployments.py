@@ -276,3 +276,18 @@ async def test_what_the_log_said_of_a_failed_start_outlives_the_log(services: Se
     with pytest.raises(Unavailable, match="it broke: Error: workers found no model") as caught:
         await apply(services)
     assert caught.value.hint == "look at the log"
+
+
+async def test_a_gateway_takes_its_place_before_any_worker_does(services: Services) -> None:
+    users = tuple(UserSpec(user_id=UserId(name), pool_id=WORKERS) for name in ("alice", "bob", "carol"))
+    none = WORKER_POOL.model_copy(update={"desired": DesiredCounts(running=0)})
+    started: list[PoolId] = []
+
+    def note(what: str, about: Instance | PoolId) -> MvmError | None:
+        if what == "start" and isinstance(about, Instance):
+            started.append(about.pool_id)
+        return None
+
+    services.operations.fails = note
+    await apply(services, deployment(users=users, pools=(none, GATEWAY_POOL)))
+    assert started == [GATEWAYS, WORKERS, WORKERS, WORKERS]
