@@ -213,6 +213,7 @@ async def open_host(
             clock=clock,
             host_networks=host_networks,
         )
+        inspection = Inspection(catalog, lifecycle, known_runtimes, guests, chronicle)
         pools = Pools(
             catalog=catalog,
             operations=lifecycle,
@@ -221,8 +222,8 @@ async def open_host(
             removals=removals,
             chronicle=chronicle,
             clock=clock,
+            last_words=inspection.last_words,
         )
-        inspection = Inspection(catalog, lifecycle, known_runtimes, guests, chronicle)
         deployments = Deployments(
             catalog=catalog,
             tenants=tenants,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from mvm.model.entities import Instance
 from mvm.model.ids import InstanceRef, PoolId, TenantId, UserId
+
+LastWords = Callable[[Instance], Awaitable[str | None]]
+"""What an instance that does not run has to say for itself, from its logs."""
 
 
 class InstanceOperations(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
-from mvm.host.contracts import InstanceOperations
+from mvm.host.contracts import InstanceOperations, LastWords
 from mvm.host.gateways import Gateways
 from mvm.host.plan import Action, Kind, Present, plan, tenant_settings
 from mvm.host.pools import Pools
@@ -35,8 +35,6 @@ _PLACES_SECONDS = 0.01
 
 _STARTS = (Kind.SCALE_POOL, Kind.START_WORKER)
 
-LastWords = Callable[[Instance], Awaitable[str | None]]
-"""What an instance that does not run has to say for itself, from its logs."""
 Undo = Callable[[], Awaitable[object]]
 
 

@@ -9,7 +9,7 @@ from mvm.host.audit import AuditAction
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
-from mvm.host.contracts import InstanceOperations
+from mvm.host.contracts import InstanceOperations, LastWords
 from mvm.host.progress import Progress, silent
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.refreshes import Refreshes
@@ -17,7 +17,7 @@ from mvm.host.removals import Removals
 from mvm.host.scaling import Do, Step, plan_counts
 from mvm.model import quota
 from mvm.model.entities import DesiredCounts, Instance, Pool, PoolSpec
-from mvm.model.errors import Conflict, InvalidInput, MvmError, Refused
+from mvm.model.errors import Conflict, InvalidInput, MvmError, Refused, error_for_code
 from mvm.model.ids import PoolId, TenantId
 
 _REMOVAL = "pool"
@@ -36,7 +36,9 @@ class Pools:
         removals: Removals,
         chronicle: Chronicle,
         clock: Clock,
+        last_words: LastWords,
     ) -> None:
+        self._last_words = last_words
         self._catalog = catalog
         self._operations = operations
         self._quotas = quotas
@@ -133,7 +135,7 @@ class Pools:
                 raise result
 
     async def take(self, pool: Pool, step: Step, *, actor: str) -> Instance:
-        """Take one step; a new instance on which a later action fails is destroyed again."""
+        """Take one step; a new instance on which a later action fails is destroyed again, and its log is quoted."""
         instance = step.instance
         if instance is None:
             instance = await self._operations.create_instance(pool.tenant_id, pool.pool_id, actor=actor)
@@ -148,10 +150,15 @@ class Pools:
                         instance = await self._operations.sleep(instance.ref, actor=actor, force=True)
                     case Do.STOP:
                         instance = await self._operations.stop(instance.ref, actor=actor, hold=False)
-        except BaseException:
-            if step.instance is None:
-                await self._operations.destroy(instance.ref, actor=actor)
-            raise
+        except BaseException as error:
+            if step.instance is not None:
+                raise
+            words = await self._last_words(instance) if isinstance(error, MvmError) else None
+            await self._operations.destroy(instance.ref, actor=actor)
+            if not isinstance(error, MvmError) or words is None:
+                raise
+            hint = f"{instance.ref} was removed again; `mvm events --tenant {pool.tenant_id}` shows what happened"
+            raise error_for_code(error.code, f"{error.message}: {words}", hint) from error
         return instance
 
     async def destroy(self, tenant_id: TenantId, pool_id: PoolId, *, actor: str, progress: Progress = silent) -> None:

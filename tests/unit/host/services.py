@@ -246,6 +246,7 @@ async def opened(directory: Path, *, host: dict[str, IPv4Network] | None = None)
             removals=removals,
             chronicle=chronicle,
             clock=clock,
+            last_words=_last_words,
         )
         yield Services(
             time=time,

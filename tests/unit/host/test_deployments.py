@@ -278,6 +278,18 @@ async def test_what_the_log_said_of_a_failed_start_outlives_the_log(services: Se
     assert caught.value.hint == "look at the log"
 
 
+async def test_what_the_log_said_of_a_gateway_that_never_ran_outlives_it_too(services: Services) -> None:
+    def fails(what: str, about: Instance | PoolId) -> MvmError | None:
+        is_gateway = isinstance(about, Instance) and about.pool_id == GATEWAYS
+        return Unavailable("it broke", hint="look at the log") if what == "start" and is_gateway else None
+
+    services.operations.fails = fails
+    with pytest.raises(Unavailable, match=r"^it broke: Error: gateways found no model$") as caught:
+        await apply(services)
+    assert "mvm events" in (caught.value.hint or "")
+    assert services.catalog.instances == {}
+
+
 async def test_a_gateway_takes_its_place_before_any_worker_does(services: Services) -> None:
     users = tuple(UserSpec(user_id=UserId(name), pool_id=WORKERS) for name in ("alice", "bob", "carol"))
     none = WORKER_POOL.model_copy(update={"desired": DesiredCounts(running=0)})
