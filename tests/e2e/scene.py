@@ -87,11 +87,17 @@ class Scene:
 
     def spooled(self) -> list[Json]:
         """Updates that the gateway's OpenClaw has and is not done with."""
+        done = self.finished()
+        return [put for record in self._ingress() if (put := record.get("put")) and put["update_id"] not in done]
+
+    def finished(self) -> set[int]:
+        """Updates that the gateway's OpenClaw is done with."""
+        return {record["done"] for record in self._ingress() if "done" in record}
+
+    def _ingress(self) -> list[Json]:
         path = self.data(self.gateway) / "openclaw/telegram/ingress.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        records = [json.loads(line) for line in lines if line.endswith("}")]  # a kill leaves half a line behind
-        done = {record["done"] for record in records if "done" in record}
-        return [record["put"] for record in records if "put" in record and record["put"]["update_id"] not in done]
+        return [json.loads(line) for line in lines if line.endswith("}")]  # a kill leaves half a line behind
 
     def queued(self, instance: Json, database: str) -> int:
         """Messages that wait in an outbox (`outbox.db` of a worker, `outbound.db` of a gateway)."""
@@ -198,9 +204,9 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(*, extra: str = "", **environment: str) -> AsyncIterator[Scene]:
+async def scene(*, extra: str = "") -> AsyncIterator[Scene]:
     """A fresh deployment that has answered alice once."""
-    async with standin_operator(**environment) as someone:
+    async with standin_operator() as someone:
         await someone.new(TENANT, {"alice": ALICE}, extra=extra)
         ready = Scene(someone, await someone.worker(TENANT), await someone.gateway(TENANT))
         assert await ready.say("hello") == ["You said: hello"]
@@ -208,7 +214,7 @@ async def scene(*, extra: str = "", **environment: str) -> AsyncIterator[Scene]:
 
 
 @asynccontextmanager
-async def standin_operator(**environment: str) -> AsyncIterator[Operator]:
+async def standin_operator(openclaw: Path = STANDIN) -> AsyncIterator[Operator]:
     """An operator whose instances run the stand-in OpenClaw."""
-    async with operator(MVM_OPENCLAW_DIR=str(STANDIN), **environment) as someone:
+    async with operator(MVM_OPENCLAW_DIR=str(openclaw)) as someone:
         yield someone
