@@ -12,7 +12,8 @@ import { readSecret } from "./router.js";
 
 const ACCOUNT = "default";
 const TIMEOUT_MS = 10_000;
-const MAX_TEXT = 60_000;
+/** Characters; four bytes each at the most, which the outbox takes (128 KiB). */
+const MAX_TEXT = 30_000;
 
 /** The channel as OpenClaw's plugin API wants it. */
 export function outboxChannel({ outboxUrl, outboxTokenFile, fetch = globalThis.fetch }) {
