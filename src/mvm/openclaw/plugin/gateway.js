@@ -107,7 +107,8 @@ export class GatewayRole {
     }
     const worker = String(delivery.worker ?? "");
     if (!WORKER_KEY.test(worker)) throw new Error("the router named no valid worker");
-    const turn = this.#workers.run(worker, () => this.#turn({ message, event, worker, signal }));
+    const begun = delivery.state === "open";
+    const turn = this.#workers.run(worker, () => this.#turn({ message, event, worker, begun, signal }));
     this.#activity.waiting = this.#workers.waiting;
     try {
       return await turn;
@@ -116,11 +117,12 @@ export class GatewayRole {
     }
   }
 
-  async #turn({ message, event, worker, signal }) {
+  async #turn({ message, event, worker, begun, signal }) {
     let payload;
     try {
       const result = await runTurn({
         open: (onEvent) => this.#open(worker, signal, onEvent),
+        begun,
         sessionKey: WORKER_SESSION,
         runId: runIdOf(message.key),
         text: message.text,

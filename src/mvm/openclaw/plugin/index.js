@@ -12,6 +12,7 @@ import { Alarms } from "./alarms.js";
 import { ControlSocket, drainSeconds } from "./control.js";
 import { GatewayRole } from "./gateway.js";
 import { outboundHandler } from "./outbound.js";
+import { Recovery } from "./recovery.js";
 import { readSecret, Router } from "./router.js";
 import { Sender } from "./sending.js";
 import { OwnGateway, Suspension } from "./suspension.js";
@@ -42,7 +43,7 @@ export default definePluginEntry({
 function processState({ api, config }) {
   const log = logger(api.logger);
   const activity = new Activity();
-  const state = { activity, log, alarms: new Alarms({ activity, log }), port: api.config?.gateway?.port ?? 18789 };
+  const state = { activity, log, alarms: new Alarms({ activity, log }), recovery: new Recovery(), port: api.config?.gateway?.port ?? 18789 };
   const ownToken = () => readSecret(`${config.secretsDir}/openclaw/OPENCLAW_AUTH_TOKEN`).catch(() => null);
   state.own = new OwnGateway({
     port: () => state.port,

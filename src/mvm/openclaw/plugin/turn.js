@@ -29,17 +29,18 @@ export class TurnFailed extends Error {
  * Run one turn; returns `{text, aborted, recovered}` and throws `TurnFailed` (the turn's own error) or the last
  * connection error when the worker took nothing for `reachMs`, or when `deadline` (epoch milliseconds) passes.
  *
- * `open(onEvent)` wakes the worker when it sleeps and gives a connection; `signal` aborts the turn on the worker.
+ * `open(onEvent)` wakes the worker when it sleeps and gives a connection; `signal` aborts the turn on the worker. `begun`
+ * says that the worker may have the message already.
  */
-export async function runTurn({ open, sessionKey, runId, text, attachments, signal, deadline, reachMs = 300_000, pollMs = 500 }) {
+export async function runTurn({ open, begun = false, sessionKey, runId, text, attachments, signal, deadline, reachMs = 300_000, pollMs = 500 }) {
   let last = new ConnectionLost("the worker did not answer in time");
   let reached = Date.now();
   for (let attempt = 0; Date.now() < Math.min(deadline, reached + reachMs); attempt += 1) {
     if (signal?.aborted) return { text: "", aborted: true };
     let taken = false;
     try {
-      const onTaken = () => (taken = true);
-      return await oneConnection({ open, onTaken, sessionKey, runId, text, attachments, signal, deadline, pollMs });
+      const onTaken = () => (taken = begun = true);
+      return await oneConnection({ open, begun, onTaken, sessionKey, runId, text, attachments, signal, deadline, pollMs });
     } catch (error) {
       if (signal?.aborted) return { text: "", aborted: true };
       if (!(error instanceof ConnectionLost)) throw error;
@@ -51,7 +52,7 @@ export async function runTurn({ open, sessionKey, runId, text, attachments, sign
   throw last;
 }
 
-async function oneConnection({ open, onTaken, sessionKey, runId, text, attachments, signal, deadline, pollMs }) {
+async function oneConnection({ open, begun, onTaken, sessionKey, runId, text, attachments, signal, deadline, pollMs }) {
   let finish;
   const outcome = new Promise((resolve, reject) => (finish = { resolve, reject }));
   outcome.catch(() => {});
@@ -66,7 +67,16 @@ async function oneConnection({ open, onTaken, sessionKey, runId, text, attachmen
   signal?.addEventListener("abort", abort, { once: true });
   const limit = timeout(deadline);
   const over = new AbortController();
+  const ended = [stopped, connection.lost, limit.promise];
+  const transcript = (every, patience) => fromHistory({ connection, sessionKey, runId, every, patience, over: over.signal });
   try {
+    if (begun && (await readHistory(connection, sessionKey, runId)).asked) {
+      // The worker has it: OpenClaw takes an interrupted turn up again by itself. Sent once more now, the message would
+      // be queued behind that as another one.
+      onTaken();
+      const result = await Promise.race([outcome, transcript(pollMs, RECOVERY_MS), ...ended]);
+      if (result.text || result.aborted) return result;
+    }
     const ack = await request(connection, "chat.send", {
       sessionKey,
       message: text,
@@ -76,8 +86,6 @@ async function oneConnection({ open, onTaken, sessionKey, runId, text, attachmen
     });
     onTaken();
     if (ack?.status === "error") throw new TurnFailed(ack.error?.message ?? ack.summary ?? "the worker refused the message");
-    const ended = [stopped, connection.lost, limit.promise];
-    const transcript = (every, patience) => fromHistory({ connection, sessionKey, runId, every, patience, over: over.signal });
     if (ack?.status === "started") {
       const result = await Promise.race([outcome, transcript(5 * pollMs, RECOVERY_MS), ...ended]);
       if (result.text || result.aborted) return result;
@@ -115,20 +123,26 @@ async function fromHistory({ connection, sessionKey, runId, every, patience, ove
   for (let quiet = 0; ; quiet += 1) {
     await pause(every, over);
     if (over.aborted) return { text: "", aborted: true };
-    const history = await request(connection, "chat.history", { sessionKey, limit: HISTORY_MESSAGES, maxChars: HISTORY_CHARS }).catch(
+    const read = await readHistory(connection, sessionKey, runId).catch(
       // A worker that drains for its sleep refuses to be read, yet finishes the turn and tells its end. A connection that
       // is really lost is noticed by whoever waits for this.
       (error) => (error instanceof ConnectionLost ? null : Promise.reject(error)),
     );
-    if (history === null) continue;
-    const { text, error } = findAnswer(history?.messages ?? [], runId);
+    if (read === null) continue;
+    const { text, error, busy } = read;
     if (text !== null) return { text, recovered: true };
-    if (history?.inFlightRun) quiet = 0;
+    if (busy) quiet = 0;
     if (quiet * every < patience) continue;
     // A turn may end without words, but one that failed must not pass for it: the person would wait for ever.
     if (error !== null) throw new TurnFailed(error);
     return { text: "", recovered: true };
   }
+}
+
+/** What the transcript tells of our message, and whether the session is `busy`. */
+async function readHistory(connection, sessionKey, runId) {
+  const history = await request(connection, "chat.history", { sessionKey, limit: HISTORY_MESSAGES, maxChars: HISTORY_CHARS });
+  return { ...findAnswer(history?.messages ?? [], runId), busy: Boolean(history?.inFlightRun) };
 }
 
 function aborted(signal) {

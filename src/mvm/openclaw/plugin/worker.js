@@ -16,6 +16,10 @@ export function registerWorkerHooks({ api, state }) {
     },
     { matcher: [SCHEDULER_TOOL] },
   );
+  const cancelled = (yes) => (yes ? { cancel: true } : undefined);
+  api.on("before_agent_run", (event, ctx) => state.recovery.begins(ctx));
+  api.on("reply_payload_sending", (event, ctx) => cancelled(state.recovery.isAnswer(ctx)));
+  api.on("message_sending", (event, ctx) => cancelled(state.recovery.isNotice(event, ctx)));
   api.on("cron_reconciled", (event, ctx) => state.alarms.adopt(event.enabled ? ctx.getCron : undefined));
   api.on("cron_changed", (event) => {
     // A job is under way until its result is delivered, not only while the model speaks.
