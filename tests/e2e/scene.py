@@ -205,11 +205,12 @@ class Scene:
 
 @asynccontextmanager
 async def scene(*, extra: str = "") -> AsyncIterator[Scene]:
-    """A fresh deployment that has answered alice once."""
+    """A fresh deployment that has answered alice once and is done with that."""
     async with standin_operator() as someone:
         await someone.new(TENANT, {"alice": ALICE}, extra=extra)
         ready = Scene(someone, await someone.worker(TENANT), await someone.gateway(TENANT))
         assert await ready.say("hello") == ["You said: hello"]
+        await ready.settled()
         yield ready
 
 
