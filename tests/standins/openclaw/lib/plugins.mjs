@@ -7,7 +7,7 @@ import { violation } from "./stages.mjs";
 
 const HOOKS = [
   "after_tool_call", "agent_end", "before_agent_reply", "before_agent_run", "before_dispatch", "before_tool_call", "cron_changed", "cron_reconciled",
-  "gateway_start", "gateway_stop", "inbound_claim", "message_received", "message_sent", "reply_dispatch", "reply_payload_sending", "session_end",
+  "gateway_start", "gateway_stop", "inbound_claim", "message_received", "message_sending", "message_sent", "reply_dispatch", "reply_payload_sending", "session_end",
   "session_start",
 ];
 const NEEDS_CONVERSATION = new Set(["reply_dispatch", "before_agent_run", "before_agent_reply"]);
