@@ -19,7 +19,7 @@ from mvm.demo.model_provider import Reply, Trouble
 from mvm.host.locations import locate
 from mvm.openclaw.install import installed
 
-pytestmark = [pytest.mark.openclaw, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.openclaw, pytest.mark.timeout(400), pytest.mark.asyncio(loop_scope="module")]
 
 
 def real_openclaw() -> Path | None:
@@ -107,3 +107,47 @@ async def test_a_rotated_key_counts_at_once(real: Deployment) -> None:
     worker.write_secrets()
     assert (await worker.control("RELOAD_SECRETS"))["ok"] is True
     assert await real.say("with the new key") == ["You said: with the new key"]
+
+
+@pytest.mark.slow
+async def test_a_worker_killed_in_a_turn_answers_once(real: Deployment) -> None:
+    """Also when a reminder went out before: then OpenClaw would send the answer by the worker's channel as well."""
+    worker = real.workers["alice"]
+    taken = real.outboxes["alice"].taken
+    before = dict(taken)
+    assert before, "a reminder went out in an earlier test"
+    real.model.script(Reply("recovered", delay=3.0), contains="kill the worker")
+    sent = await real.telegram.say(ALICE, "kill the worker")
+    await real.model.wait_for_turns(1, containing="kill the worker")
+    await worker.kill()
+    await real.telegram.wait_for_answers(ALICE, 1, after=sent.number, timeout=120)
+    await worker.wait_idle(seconds=60)
+    assert [answer.text for answer in real.telegram.transcript.answers(ALICE, after=sent.number)] == ["recovered"]
+    assert taken == before
+    assert len(real.model.journal.turns(containing="kill the worker")) == 2, (
+        "the interrupted call, and the one after it"
+    )
+
+
+@pytest.mark.slow
+async def test_a_gateway_killed_while_the_worker_answers_costs_one_turn(real: Deployment) -> None:
+    real.model.script(Reply("late", delay=5.0), contains="kill the gateway")
+    sent = await real.telegram.say(ALICE, "kill the gateway")
+    await real.model.wait_for_turns(1, containing="kill the gateway")
+    await real.gateway.kill()
+    await real.gateway.start(seconds=120)
+    await real.telegram.wait_for_answers(ALICE, 1, after=sent.number, timeout=60)
+    await real.gateway.wait_idle()
+    assert [answer.text for answer in real.telegram.transcript.answers(ALICE, after=sent.number)] == ["late"]
+    assert len(real.model.journal.turns(containing="kill the gateway")) == 1
+
+
+@pytest.mark.slow
+async def test_channels_held_back_after_unclean_starts_are_started_again(real: Deployment) -> None:
+    for _ in range(3):
+        await real.gateway.kill()
+        await real.gateway.start(seconds=120)
+    assert (await real.gateway.control("CHANNELS"))["suppressed"] == ["telegram"]
+    assert (await real.gateway.control("CHANNELS_START"))["ok"] is True
+    assert await real.say("are you back?", timeout=60) == ["You said: are you back?"]
+    assert (await real.gateway.control("CHANNELS"))["suppressed"] == []
