@@ -9,7 +9,9 @@ import typer
 from mvm.cli import session
 from mvm.cli.output import AsJson, Format, Output, emit
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The daemon that does the work.")
+app = typer.Typer(
+    rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="The daemon that does the work."
+)
 
 
 @app.command("serve")

@@ -92,7 +92,7 @@ def openclaw_installation(locations: Locations) -> Finding:
 
 def kvm(device: Path = Path("/dev/kvm")) -> Finding:
     """Whether KVM makes a machine with a processor, found out by making one."""
-    matters = "with it instances are microVMs that cannot see each other"
+    matters = "microVMs, which this version does not have yet, will need it; nothing else does"
     text, remedy = _try_kvm(device)
     if remedy is not None:
         return Finding(name="kvm", verdict=Verdict.WARNING, found=text, matters=matters, remedy=remedy)

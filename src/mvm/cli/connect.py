@@ -7,7 +7,7 @@ import typer
 from mvm.cli import options, session
 from mvm.cli.output import AsJson, Format, Output, emit
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command("connect")

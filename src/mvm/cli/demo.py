@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from mvm.host.client import AgentClient
     from mvm.host.locations import Locations
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 Json = dict[str, Any]
 
@@ -56,7 +58,9 @@ def demo(
         from mvm.cli.demo_steps import demo_directory
         from mvm.demo.standins import main
 
-        raise typer.Exit(main(demo_directory(session.locations(), name) / "standins.json", with_parent=False))
+        state_file = demo_directory(session.locations(), name) / "standins.json"
+        print(f"addresses and keys are in {state_file}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        raise typer.Exit(main(state_file, with_parent=False))
     run = _Run(name, session.locations(runtime=runtime), runtime)
     if down:
         answer = session.run(run.take_down())
@@ -205,12 +209,13 @@ def _report(answer: Json) -> str:
         return sections(talk, timeline(answer["wake"]), described(answer["connect"]), "everything is taken down again")
     option = "" if name == "alice" else f" --name {name}"
     tries = [
-        (f'mvm demo{option} --say "remind me in 30 seconds to stretch" --listen 60', "a reminder wakes the worker"),
+        (f'mvm demo{option} --say "remind me in 30 seconds to stretch" --listen 60', "it would wake a sleeper, too"),
         (f"mvm events --tenant {name} --follow", "in another terminal, while you write"),
         ("mvm new openclaw NAME --config FILE", f"with your own keys; {answer['deploy_file']} shows how"),
         (f"mvm demo{option} --down", "ends it"),
     ]
-    following = "It goes on running. Try:\n" + columns_of(tries)
+    first = "" if shutil.which("mvm") else f" (after `export PATH={Path(sys.argv[0]).absolute().parent}:$PATH`)"
+    following = f"It goes on running. Try{first}:\n" + columns_of(tries)
     return sections(talk, timeline(answer["wake"]), described(answer["connect"]), following)
 
 

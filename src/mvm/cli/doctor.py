@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mvm.cli.checks import Finding
     from mvm.host.locations import Locations
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command("doctor")

@@ -10,7 +10,7 @@ import typer
 from mvm.cli import options, session
 from mvm.cli.output import AsJson, Format, Output, age, columns, emit, facts, mib, plain, sections, size
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Single instances.")
+app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="Single instances.")
 
 PAGE = 500
 """Instances asked for at a time; `list` goes on until it has all."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mvm.model.deployment import Deployment
     from mvm.model.template import Template
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 Json = dict[str, Any]
 

@@ -9,7 +9,7 @@ import typer
 from mvm.cli import session
 from mvm.cli.output import AsJson, Format, Output, columns, emit, facts, sections
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="This host.")
+app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="This host.")
 
 
 @app.command("info")

@@ -9,7 +9,7 @@ import typer
 from mvm.cli import options, session
 from mvm.cli.output import AsJson, Format, Output, columns, emit, facts, mib, sections
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Pools of instances.")
+app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="Pools of instances.")
 
 Running = Annotated[int | None, typer.Option(help="Instances that shall run.")]
 Warm = Annotated[int | None, typer.Option(help="Instances that shall be paused with their memory kept.")]

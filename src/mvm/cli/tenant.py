@@ -9,8 +9,8 @@ import typer
 from mvm.cli import options, session
 from mvm.cli.output import AsJson, Format, Output, age, columns, emit, facts, sections
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Tenants and their secrets.")
-secrets = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="A tenant's secrets.")
+app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="Tenants and their secrets.")
+secrets = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="A tenant's secrets.")
 app.add_typer(secrets, name="secrets")
 
 Quotas = Annotated[
@@ -134,7 +134,7 @@ def secrets_rotate(
     """Make the generated tokens anew and hand every secret out again."""
     tenant_id = options.tenant(tenant)
     answer = session.call("SecretsRotate", session.given(tenant_id=tenant_id, scope=scope))
-    emit(answer, lambda: _changed(answer["rotated"], f"secrets of {tenant_id}"), output, as_json)
+    emit(answer, lambda: _handed_out(answer["rotated"], tenant_id), output, as_json)
 
 
 @secrets.command("list")
@@ -193,3 +193,9 @@ def _secrets_table(names: list[str]) -> str:
 
 def _changed(names: list[str], whose: str) -> str:
     return f"{whose} changed: {', '.join(names)}" if names else f"{whose}: nothing changed"
+
+
+def _handed_out(names: list[str], tenant_id: str) -> str:
+    if not names:
+        return f"secrets of {tenant_id}: there are none"
+    return f"secrets of {tenant_id} handed out again, generated tokens with new values: {', '.join(names)}"

@@ -9,7 +9,9 @@ import typer
 from mvm.cli import options, session
 from mvm.cli.output import AsJson, Format, Output, age, columns, emit
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The people a deployment serves.")
+app = typer.Typer(
+    rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="The people a deployment serves."
+)
 
 User = Annotated[str, typer.Argument(metavar="USER", help="Id of the user.")]
 
@@ -59,7 +61,9 @@ def remove(
 def pair(
     tenant: options.Tenant,
     code: Annotated[str, typer.Argument(metavar="CODE", help="Code that the gateway answered to the sender.")],
-    user: Annotated[str | None, typer.Option(metavar="USER", help="Whom to bind; default: the only one.")] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="USER", help="Whom to bind; default: the only one who is not paired yet.")
+    ] = None,
     output: Output = Format.TABLE,
     as_json: AsJson = False,
 ) -> None:

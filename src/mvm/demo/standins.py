@@ -223,7 +223,7 @@ def _sole_user(state_file: Path) -> Iterator[None]:
         except OSError:
             raise Conflict(
                 f"stand-ins with the state file {state_file} are running already",
-                hint="use those, or give another state file",
+                hint="use those, or choose another --name",
             ) from None
         os.ftruncate(handle, 0)
         os.write(handle, str(os.getpid()).encode())

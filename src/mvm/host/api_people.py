@@ -55,6 +55,7 @@ async def user_remove(host: Host, params: OfUser, call: Call) -> Json:
 
 
 async def user_pair(host: Host, params: UserPair, call: Call) -> Json:
+    host.catalog.tenant(params.tenant_id)  # one that does not exist is told apart from one without a gateway
     user = await host.pairing.pair(params.tenant_id, params.code, user_id=params.user_id, actor=call.actor)
     return {"user": user.model_dump(mode="json")}
 

@@ -119,7 +119,7 @@ class Pairing:
                 self._chronicle.tenant_event(tenant_id, "PairingFailed", actor=actor, detail="wrong or expired code")
                 raise NotFound(
                     "that pairing code is not valid: it is wrong, was used, or has expired",
-                    hint="a code lives for 15 minutes; whoever writes to the bot again gets a new one",
+                    hint="a code lives for 15 minutes; then whoever writes to the bot again gets a new one",
                 )
             user = self._choose(tenant_id, pending.peer, user_id)
             paired = await self._users.add_peer(tenant_id, user.user_id, pending.peer, actor=actor)

@@ -104,7 +104,7 @@ class Users:
             if (tenant_id, user_id) in self._catalog.users:
                 raise Conflict(
                     f"user {user_id!r} of tenant {tenant_id!r} exists already",
-                    hint=f"`mvm user list {tenant_id}` shows the users; remove it first to begin anew",
+                    hint=f"`mvm user pair {tenant_id} CODE --user {user_id}` gives them one more sender",
                 )
             if await self._removals.is_recorded(_REMOVAL, tenant_id, user_id):
                 raise Conflict(

@@ -116,7 +116,7 @@ class ProcessRuntime:
         return Probe(
             usable=True,
             reason="instances are ordinary processes of this user and NOT isolated from each other",
-            remedy="for isolation use a host with KVM (/dev/kvm usable) and firecracker or qemu",
+            remedy="isolation needs microVMs, which this version does not have yet",
         )
 
     async def assign_address(self, guest_ip: str) -> str:
