@@ -7,16 +7,19 @@ only for a secret that it reads from its environment alone; otherwise it re-read
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from mvm.guest import machine, secrets
 from mvm.guest.config import ConfigError, GuestConfig
 from mvm.guest.control import ControlAbsent, ControlError, ControlSocket
 from mvm.guest.deliveries import Deliveries
+from mvm.guest.discord import record_discord
 from mvm.guest.integrations import describe
-from mvm.guest.paths import GuestPaths, write_atomically
+from mvm.guest.paths import GuestPaths, real, write_atomically
 from mvm.guest.services import OPENCLAW
 from mvm.guest.sleep import SleepDesk
 from mvm.guest.status import StatusBoard
@@ -218,6 +221,7 @@ class WakeDesk:
             same = self._paths.openclaw_config.read_bytes() == content
         except FileNotFoundError:
             same = False
+        record_discord(json.loads(content), Path(real(self._paths.openclaw_state)))
         if not same:
             write_atomically(self._paths.openclaw_config, content)
 

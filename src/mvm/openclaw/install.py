@@ -134,6 +134,7 @@ def install(
     lock = lock or committed_lock()
     found = installed(programs_dir, lock)
     if found is not None:
+        _link_peer(found.root)  # an installation of an older mvm is without
         return found
     programs = programs or find_programs()
     home = programs_dir / "openclaw"
@@ -211,10 +212,20 @@ def _fill(staging: Path, lock: Lock, programs: Programs, on_progress: OnProgress
         if npm.returncode:
             errors.seek(0)
             raise explain(errors.read().decode(errors="replace"), npm.returncode)
+    _link_peer(staging)
     on_progress(Progress(text="checking what npm installed"))
     _verify(staging, lock, programs)
     manifest = {"version": lock.version, "packages": len(lock.packages), "node": programs.version}
     (staging / _MANIFEST).write_text(json.dumps(manifest) + "\n")
+
+
+def _link_peer(root: Path) -> None:
+    """Put OpenClaw into the Discord channel's own `node_modules`: there it insists on finding a plugin's peer."""
+    package = root / "node_modules/@openclaw/discord"
+    link = package / "node_modules/openclaw"
+    if package.is_dir() and not link.is_symlink():
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to("../../../openclaw")
 
 
 def _watch(npm: subprocess.Popen[bytes], staging: Path, lock: Lock, on_progress: OnProgress) -> None:
