@@ -84,6 +84,7 @@ async def create_deployment(
     """
     from mvm.host.autostart import ensure_agent
     from mvm.model.deployment import advice
+    from mvm.model.errors import Unavailable
     from mvm.model.manifest import load_deploy_toml, new_deployment
     from mvm.model.secret_files import read_secrets
 
@@ -102,6 +103,10 @@ async def create_deployment(
         await _install_openclaw(locations, deployment, on_progress)
     client = await ensure_agent(locations, say=say)
     node = await client.call("NodeInfo")
+    if node["runtime"] == "none":
+        raise Unavailable(f"no instance can run here: {node['runtime_reason']}", hint="`mvm doctor` says what to do")
+    if not node["isolated"] and any(pool.egress != "internet" for pool in deployment.pools):
+        say("note: `egress` is not enforced: this runtime has no network of its own")
     if not node["isolated"]:
         say(f"note: runtime {node['runtime']}: {node['runtime_reason']}")
     params = {

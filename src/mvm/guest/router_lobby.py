@@ -12,7 +12,7 @@ from collections.abc import Callable
 from mvm.guest.router_host import Events, Host, HostRefused, HostUnreachable
 from mvm.wire import messages
 
-NOTICE_EVERY_SECONDS = 600.0
+NOTICE_EVERY_SECONDS = 20.0
 """One person hears the notice at most this often."""
 NOTICES_PER_MINUTE = 20
 """All strangers together hear at most this many."""

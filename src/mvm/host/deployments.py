@@ -25,7 +25,9 @@ from mvm.model.entities import Instance, PoolSpec, UserSpec
 from mvm.model.errors import MvmError, QuotaExceeded, TimedOut, Unavailable, error_for_code
 from mvm.model.ids import TenantId
 from mvm.model.roles import Role
+from mvm.model.secrets import SecretName
 from mvm.model.states import State
+from mvm.openclaw.render import choose_model
 
 READY_LIMIT_SECONDS = 600.0
 """How long `wait_until_ready` waits: a cold start of OpenClaw in an emulated VM takes three minutes."""
@@ -111,6 +113,7 @@ class Deployments:
         raised. A second call goes on from whatever there is.
         """
         async with self._locks.setdefault(wanted.name, asyncio.Lock()):
+            await self._check(wanted, secrets)
             actions = tuple(await self._plan(wanted, secrets))
             if dry_run or not actions:
                 return Outcome(actions, dry_run)
@@ -125,6 +128,15 @@ class Deployments:
                 wanted.name, "DeploymentApplied", actor=actor, detail=f"{len(actions)} changes"
             )
             return Outcome(actions)
+
+    async def _check(self, wanted: Deployment, secrets: Mapping[str, str]) -> None:
+        """What can be known to fail fails here, before anything is created."""
+        await self._tenants.require_own_bots(wanted.name, secrets)
+        known = {SecretName.parse(path).key for path in secrets}
+        if wanted.name in self._catalog.tenants:
+            known |= {name.key for name in await self._secrets.names(wanted.name)}
+        if any(pool.role is Role.CAPABILITY_OPENCLAW for pool in wanted.pools):
+            choose_model(wanted.openclaw.model, known)
 
     async def _plan(self, wanted: Deployment, secrets: Mapping[str, str]) -> list[Action]:
         tenant = self._catalog.tenants.get(wanted.name)

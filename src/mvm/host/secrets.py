@@ -67,6 +67,10 @@ class SecretStore:
         check_values({**before, **secrets})
         return tuple(sorted(path for path, value in secrets.items() if before.get(path) != value))
 
+    async def holds(self, tenant_id: TenantId, path: str, value: str) -> bool:
+        """True when that is what the tenant has under `scope/KEY`; the value goes nowhere."""
+        return (await self._open(tenant_id)).get(path) == value
+
     async def set(self, tenant_id: TenantId, secrets: Mapping[str, str], *, prune: bool = False) -> tuple[str, ...]:
         """Set secrets (`scope/KEY` -> value); with `prune`, all others go. Returns the names that changed.
 

@@ -23,6 +23,7 @@ from mvm.model.base import Frozen, TenantIdField
 from mvm.model.entities import OpenClawSettings, Quotas, Tenant
 from mvm.model.errors import Conflict, InvalidInput, MvmError
 from mvm.model.ids import TenantId, TenantNetId, tenant_net_id
+from mvm.model.secrets import LOGICAL_NAMES
 from mvm.store.base import Store
 
 _REMOVAL = "tenant"
@@ -187,10 +188,23 @@ class Tenants:
     ) -> tuple[str, ...]:
         """Set secrets (`scope/KEY` -> value); running instances get them at once. Returns the names that changed."""
         self._catalog.tenant(tenant_id)
+        await self.require_own_bots(tenant_id, secrets)
         changed = await self._secrets.set(tenant_id, secrets, prune=prune)
         if changed:
             await self._deliver(tenant_id, AuditAction.SECRETS_SET, changed, actor=actor)
         return changed
+
+    async def require_own_bots(self, tenant_id: TenantId, secrets: Mapping[str, str]) -> None:
+        """Raise `Conflict` for a bot that another tenant of this host has: a channel lets only one gateway listen."""
+        for name in (LOGICAL_NAMES["telegram_token"], LOGICAL_NAMES["discord_token"]):
+            if (value := secrets.get(name.path)) is None:
+                continue
+            for other in list(self._catalog.tenants):
+                if other != tenant_id and await self._secrets.holds(other, name.path, value):
+                    raise Conflict(
+                        f"the bot of {name.path} is tenant {other!r}'s already, and only one gateway can listen to it",
+                        hint=f"make another bot, or share the gateway: [gateway] tenant = {other!r}",
+                    )
 
     async def rotate_secrets(self, tenant_id: TenantId, scope: str | None, *, actor: str) -> tuple[str, ...]:
         """Deliver secrets anew and make new tokens; running instances get them at once. Returns the names concerned."""

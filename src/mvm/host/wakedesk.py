@@ -24,7 +24,7 @@ from mvm.host.pairing import Pairing
 from mvm.host.reports import Activity, Reports
 from mvm.host.wakes import Wakes
 from mvm.model.entities import Instance
-from mvm.model.errors import MvmError, Refused
+from mvm.model.errors import MvmError, QuotaExceeded, Refused
 from mvm.model.ids import InstanceId, InstanceRef, PoolId, TenantId
 from mvm.model.roles import Role
 from mvm.runtime.base import Handler
@@ -44,6 +44,7 @@ GATEWAY_EVENTS = (1000, 20.0)
 """The same for a gateway, which tells of everybody's messages."""
 REFUSALS = (60, 1 / 60)
 """Refusals of one guest that are audited, likewise."""
+HELD = "refused: it was stopped by its operator"
 REFUSED = "refused: not an instance that you may wake or query"
 
 
@@ -215,6 +216,9 @@ class WakeDesk:
             return self._not_awake(caller, target, "it is not awake yet; the wake goes on")
         except MvmError as error:
             self._chronicle.event(target, "WakeFailed", actor=str(caller.ref), detail=error.message)
+            if isinstance(error, Refused) and not isinstance(error, QuotaExceeded):
+                # Final until a person does something about it: the gateway tells its writer at once and asks no more.
+                raise Refused(HELD) from error
             return self._not_awake(caller, target, error.message)
         return messages.WakeResult(success=True, detail=None, guest_ip=awake.network.guest_ip, state=awake.state.value)
 

@@ -303,3 +303,11 @@ async def test_a_gateway_takes_its_place_before_any_worker_does(services: Servic
     services.operations.fails = note
     await apply(services, deployment(users=users, pools=(none, GATEWAY_POOL)))
     assert started == [GATEWAYS, WORKERS, WORKERS, WORKERS]
+
+
+async def test_without_a_model_key_nothing_is_created(services: Services) -> None:
+    only_telegram = {name: value for name, value in SECRETS.items() if name.startswith("telegram/")}
+    with pytest.raises(InvalidInput, match="no model provider's key"):
+        await services.deployments.apply(deployment(), only_telegram, actor="test")
+    assert services.catalog.tenants == {}
+    assert "TenantCreated" not in services.kinds()

@@ -245,3 +245,14 @@ async def test_a_destruction_under_way_is_not_taken_up_a_second_time(services: S
     gate.set()
     await under_way
     assert services.kinds().count("TenantDestroyed") == 1
+
+
+async def test_one_bot_is_one_tenants(services: Services) -> None:
+    token = {"telegram/TELEGRAM_BOT_TOKEN": "123456789:AAE-abcdefghijklmnopqrstuvwxyz012345"}
+    alice, bob = await services.tenant("alice"), await services.tenant("bob")
+    await services.tenants.set_secrets(alice, token, actor="test")
+    await services.tenants.set_secrets(alice, token, actor="test")
+    with pytest.raises(Conflict, match="already, and only one gateway") as caught:
+        await services.tenants.set_secrets(bob, token, actor="test")
+    assert token["telegram/TELEGRAM_BOT_TOKEN"] not in caught.value.message
+    assert await services.secrets.names(bob) == []

@@ -208,3 +208,13 @@ async def test_a_report_of_one_that_is_being_destroyed_does_not_bring_it_back(
     await asyncio.gather(gone, told)
     assert worker.instance_id not in services.catalog.instances
     assert await services.store.list("instances/alice/workers/") == []
+
+
+async def test_one_that_its_operator_stopped_is_refused_for_good(
+    services: Services, desk: WakeDesk, wakes: ScriptedWakes
+) -> None:
+    gateway, worker = await shared_gateway(services)
+    wakes.error = Refused("bob/workers/i-00000001 was stopped by its operator")
+    with pytest.raises(Refused, match="stopped by its operator"):
+        await desk.answer(gateway.ref, wake_of(worker))
+    assert services.kinds(TenantId("bob")).count("WakeFailed") == 1
