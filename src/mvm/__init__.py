@@ -1,0 +1,1 @@
+"""mvm: OpenClaw for many people, each asleep until somebody writes to it."""

@@ -1,0 +1,1 @@
+"""What a person types: talks to the agent, prints tables, progress, JSON. No logic."""

@@ -1,0 +1,1 @@
+"""How a guest image comes to be."""

@@ -1,0 +1,1 @@
+"""What mvm knows of OpenClaw."""

@@ -1,0 +1,1 @@
+"""How an instance runs: the protocol in `base`, a package for each runtime."""
