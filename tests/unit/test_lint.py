@@ -111,7 +111,7 @@ def test_no_file_names_this_machine() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     hosts = "|".join(("pypi" + r"\.org", "pythonhosted" + r"\.org", "registry" + r"\.npmjs", "deb" + r"\.debian"))
-    pattern = re.compile(rf"/work/(?:main|shared)|/tmp/lab|{hosts}")
+    pattern = re.compile(rf"{re.escape(str(ROOT))}(?![\w-])|{hosts}")
     found = []
     for name in listed.stdout.split("\0"):
         path = ROOT / name

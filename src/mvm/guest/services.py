@@ -13,7 +13,7 @@ from mvm.guest.paths import GuestPaths, real
 from mvm.guest.processes import ROOT_MARKER, SERVICE_MARKER
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PASSED_ON = (
+PASSED_ON = (
     "LANG",
     "LC_ALL",
     "LC_CTYPE",
@@ -28,7 +28,8 @@ _PASSED_ON = (
     "SSL_CERT_DIR",
     "NODE_EXTRA_CA_CERTS",
 )
-"""What every service inherits from the supervisor's environment; nothing else leaks in."""
+"""What an instance inherits from outside, and its services from their supervisor: how to speak and how to reach the
+network, nothing else."""
 
 
 class Role(StrEnum):
@@ -181,7 +182,7 @@ def launch(service: Service, paths: GuestPaths, programs: Programs, environment:
 
 def base_environment(service: str, paths: GuestPaths, environment: Mapping[str, str]) -> dict[str, str]:
     """What a process of the guest gets in any case: the marks by which it is found again, and the locale."""
-    variables = {name: environment[name] for name in _PASSED_ON if name in environment}
+    variables = {name: environment[name] for name in PASSED_ON if name in environment}
     variables["PATH"] = environment.get("PATH") or DEFAULT_PATH
     variables["HOME"] = real(paths.home)
     variables[ROOT_MARKER] = real(paths.root)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mvm.guest import processes
 from mvm.guest.processes import Identity
+from mvm.guest.services import PASSED_ON
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import MvmError, TimedOut, Unavailable
 from mvm.model.ids import InstanceId
@@ -45,23 +46,6 @@ LEFTOVER_GRACE_SECONDS = 10.0
 STOP_MARGIN_SECONDS = 5.0
 """How much longer than its grace a supervisor may take before it is killed."""
 _POLL_SECONDS = 0.004
-
-_PASSED_ON = (
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "NODE_EXTRA_CA_CERTS",
-)
-"""What an instance inherits of the agent's environment: how to speak and how to reach the network, nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +268,7 @@ class ProcessRuntime:
                 )
 
     def _guest_environment(self, machine: Machine, directories: Directories) -> dict[str, str]:
-        environment = {name: self._environment[name] for name in _PASSED_ON if name in self._environment}
+        environment = {name: self._environment[name] for name in PASSED_ON if name in self._environment}
         environment |= {
             "PATH": self._environment.get("PATH", os.defpath),
             "MVM_GUEST_ROOT": str(directories.root),
