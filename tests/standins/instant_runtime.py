@@ -174,6 +174,18 @@ class InstantRuntime:
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
         return self.snapshots.get(machine.ref.instance_id)
 
+    async def publish_drives(self, machine: Machine) -> None:
+        self._fault("publish_drives")
+
+    async def base_key(self, machine: Machine) -> str | None:
+        return None
+
+    async def keep_as_base(self, machine: Machine, process: ProcessIdentity, directory: Path) -> None:
+        raise AssertionError("it has no base")
+
+    async def clone(self, machine: Machine, directory: Path) -> Snapshot:
+        raise AssertionError("it cannot be cloned")
+
     async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
         self._fault("stop")
         self.on_step("before stop")

@@ -114,6 +114,7 @@ class BringUp:
             await asyncio.to_thread(self._directories.prepare, machine)
             layout = await runtime.layout(machine)
             instance = await self._preparer.prepare(instance, machine, layout)
+            await runtime.publish_drives(machine)
         return instance
 
     async def _start_process(
@@ -192,6 +193,7 @@ class BringUp:
         with stages("drives"):
             if runtime.capabilities.hot_drive_change:
                 instance = await self._preparer.prepare(instance, machine, None)
+                await runtime.publish_drives(machine)
         with stages("restore"):
             self._reports.forget(instance.instance_id)
             await runtime.resume(machine, process)
@@ -209,6 +211,7 @@ class BringUp:
         fresh = await self._preparer.prepare(instance, machine, None)
         if (fresh.secrets_epoch, fresh.config_version) == (instance.secrets_epoch, instance.config_version):
             return instance
+        await runtime.publish_drives(machine)
         await self._guests.refresh(
             runtime, machine, secrets_epoch=fresh.secrets_epoch, config_version=fresh.config_version
         )

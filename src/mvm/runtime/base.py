@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from mvm.drives.table import SPARSE_DATA_DISK_MIB
 from mvm.model.entities import ProcessIdentity
 from mvm.model.ids import InstanceRef
 from mvm.model.roles import Role
@@ -48,6 +49,10 @@ class Capabilities:
     hot_drive_change: bool
     """Config and secrets can be replaced under a running instance (`Refresh` needs it)."""
     channel: ChannelKind
+    images: bool = False
+    """Runs image revisions (`Machine.image`); otherwise the host's own programs."""
+    networks: bool = False
+    """Instances have devices in their tenant's network, whose bridge and rules the host keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,12 @@ class Machine:
     """Content of the config drive: `config.json` and, on gateways, `routes.json` and `users.json`."""
     image: Path | None = None
     """Directory of the image revision; None for a runtime that runs the host's own programs."""
+    data_mib: int = SPARSE_DATA_DISK_MIB
+    """Size of the data drive; one that has become larger grows at the next start."""
+    bridge: str = ""
+    """Name of the tenant's bridge; empty where the runtime has no networks."""
+    uid: int | None = None
+    """User (and group) that its process runs as; None: the agent's own."""
     environment: dict[str, str] = field(default_factory=dict)
     """Extra environment for the guest's services (process runtime: where Node and OpenClaw are)."""
 
@@ -142,6 +153,12 @@ class Runtime(Protocol):
     async def layout(self, machine: Machine) -> GuestLayout:
         """Paths and ports for the next start (process: free ports, chosen anew at each call; VMs: always the same)."""
 
+    async def publish_drives(self, machine: Machine) -> None:
+        """Make what is in `machine.config` and `machine.secrets` what the guest reads next.
+
+        Called before each start and restore, and before a running guest is told to read its drives again.
+        """
+
     async def start(self, machine: Machine) -> ProcessIdentity:
         """Boot. Returns when the process exists and its host ports are being listened on; on failure nothing runs.
 
@@ -168,6 +185,24 @@ class Runtime(Protocol):
 
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
         """The complete, unconsumed snapshot on disk, if there is one (used after an agent restart)."""
+
+    async def base_key(self, machine: Machine) -> str | None:
+        """Name of the base that this machine could be a copy of: everything that both must have in common.
+
+        None when the runtime cannot clone it.
+        """
+
+    async def keep_as_base(self, machine: Machine, process: ProcessIdentity, directory: Path) -> None:
+        """Save a paused instance (memory, devices, data drive) into `directory`, which is empty, to be copied from.
+
+        The instance stays paused. Nobody ever runs from the files of a base.
+        """
+
+    async def clone(self, machine: Machine, directory: Path) -> Snapshot:
+        """Give an instance that never ran copies of a base; `restore` then brings it up.
+
+        On failure the instance has neither snapshot nor data drive.
+        """
 
     async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
         """Shut down within `grace_seconds`, then kill. True when it ended by itself. Afterwards no process is left."""

@@ -133,6 +133,18 @@ class ProcessRuntime:
             outbox_port=ports.outbox,
         )
 
+    async def publish_drives(self, machine: Machine) -> None:
+        """Nothing: the guest sees the directories themselves."""
+
+    async def base_key(self, machine: Machine) -> str | None:
+        return None
+
+    async def keep_as_base(self, machine: Machine, process: ProcessIdentity, directory: Path) -> None:
+        raise _cannot_clone(machine)
+
+    async def clone(self, machine: Machine, directory: Path) -> Snapshot:
+        raise _cannot_clone(machine)
+
     async def start(self, machine: Machine) -> ProcessIdentity:
         """Start the instance's supervisor and wait until it answers. On failure nothing runs."""
         self._require_programs(machine)
@@ -340,6 +352,10 @@ class ProcessRuntime:
     def _release_ports(self, machine: Machine) -> None:
         if (ports := self._ports.pop(machine.ref.instance_id, None)) is not None:
             ports.claim.close()
+
+
+def _cannot_clone(machine: Machine) -> MvmError:
+    return MvmError(f"{machine.ref} cannot be cloned: processes have no memory that could be copied")
 
 
 def _identity(process: ProcessIdentity) -> Identity:
