@@ -1,4 +1,4 @@
-"""Entry of the guest's zipapp: `python guest.pyz supervise|clear|agent|router|openclaw-ctl ...`.
+"""Entry of the guest's zipapp: `python guest.pyz supervise|clear|channel|agent|router|openclaw-ctl ...`.
 
 Each sub-command imports what it needs and nothing else: a wake waits for this process to come up.
 """
@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 USAGE = """usage: guest.pyz supervise|clear
+       guest.pyz channel
        guest.pyz agent
        guest.pyz router
        guest.pyz openclaw-ctl checkpoint|restore <integration>"""
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str]) -> int:
             from mvm.guest import supervisor
 
             return supervisor.clear(os.environ)
+        case ["channel"]:
+            return _channel()
         case ["agent"]:
             return _agent()
         case ["router"]:
@@ -38,6 +41,20 @@ def main(arguments: Sequence[str]) -> int:
             return openclaw_ctl.main(verb, integration, os.environ)
     print(USAGE, file=sys.stderr)
     return 2
+
+
+def _channel() -> int:
+    import asyncio
+
+    from mvm.guest import channel_service
+
+    _log_to_stderr()
+    try:
+        asyncio.run(channel_service.serve(os.environ))
+    except (OSError, ValueError) as error:
+        logging.getLogger(__name__).error("the channel ends: %s", error)
+        return 1
+    return 0
 
 
 def _agent() -> int:

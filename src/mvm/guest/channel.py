@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from mvm.guest.paths import GuestPaths
 from mvm.guest.sockets import Handler, check_length, uncancelled
 
 AGENT_PORT = 52
@@ -35,7 +36,7 @@ class Channel(Protocol):
 
 
 class UnixChannel:
-    """Unix sockets in a directory that host and guest share (process runtime)."""
+    """Unix sockets in a directory: shared with the host (process runtime), or bridged to it (`channel_service`)."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -43,6 +44,7 @@ class UnixChannel:
     async def listen(self, port: int, handler: Handler) -> asyncio.AbstractServer:
         path = self._directory / f"guest_{port}.sock"
         check_length(path)
+        self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         # Bound beside its place and renamed: whoever finds the name finds somebody who listens.
         fresh = path.with_name(f".{port}.{os.getpid()}")
         fresh.unlink(missing_ok=True)
@@ -62,7 +64,9 @@ class UnixChannel:
 
 def open_channel(environment: Mapping[str, str]) -> Channel:
     """The channel that this guest's runtime provides; raises `ValueError` when there is none."""
-    directory = environment.get(DIRECTORY_VARIABLE)
-    if not directory:
+    if directory := environment.get(DIRECTORY_VARIABLE):
+        return UnixChannel(Path(directory))
+    paths = GuestPaths.from_environment(environment)
+    if not paths.owns_machine:
         raise ValueError(f"no channel to the host: {DIRECTORY_VARIABLE} is not set")
-    return UnixChannel(Path(directory))
+    return UnixChannel(paths.channel)

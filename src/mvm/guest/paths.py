@@ -100,6 +100,11 @@ class GuestPaths:
         return self.root / "run/mvm"
 
     @property
+    def channel(self) -> Path:
+        """The channel's sockets, in a machine of its own: `guest_<port>.sock` and `host_<port>.sock`."""
+        return self.mvm_run / "ch"
+
+    @property
     def supervisor_socket(self) -> Path:
         return self.mvm_run / "supervisor.sock"
 

@@ -77,10 +77,29 @@ class Service:
     """After running that long the pauses begin anew."""
     environment_file: bool = False
     """True: gets `/run/openclaw/env`, read at each start."""
+    needs_own_machine: bool = False
+    """True: there is nothing for it to do where the guest is a directory of the host's (process runtime)."""
+    outlives_shutdown: bool = False
+    """True: stopped only after whoever asked for a shutdown has been answered, for the answer takes its way."""
 
 
 ALL_ROLES = frozenset(Role)
 
+CHANNEL = Service(
+    name="channel",
+    description="mvm channel to the host",
+    roles=ALL_ROLES,
+    program=Program.GUEST,
+    arguments=("channel",),
+    starts_by_itself=True,
+    stop_rank=3,
+    stop_seconds=3.0,
+    first_delay=0.1,
+    longest_delay=2.0,
+    settled_after=30.0,
+    needs_own_machine=True,
+    outlives_shutdown=True,
+)
 AGENT = Service(
     name="agent",
     description="mvm guest agent",
@@ -122,7 +141,7 @@ OPENCLAW = Service(
     settled_after=120.0,
     environment_file=True,
 )
-SERVICES = (AGENT, ROUTER, OPENCLAW)
+SERVICES = (CHANNEL, AGENT, ROUTER, OPENCLAW)
 
 
 @dataclass(frozen=True, kw_only=True)

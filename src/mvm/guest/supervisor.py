@@ -59,7 +59,11 @@ class Supervisor:
         self._finished = asyncio.Event()
         self._lock_descriptor: int | None = None
         self._own = LogFile(paths.log("supervisor"))
-        self._services = {service.name: self._supervised(service) for service in available}
+        self._services = {
+            service.name: self._supervised(service)
+            for service in available
+            if paths.owns_machine or not service.needs_own_machine
+        }
         self._socket = SupervisorSocket(paths.supervisor_socket, self._operate)
 
     def _supervised(self, service: Service) -> SupervisedService:
@@ -88,6 +92,7 @@ class Supervisor:
             await self._start_services()
             await self._finished.wait()
             await self._socket.finish()
+            await asyncio.gather(*(supervised.stop() for supervised in self._outliving()))
         finally:
             await self._leave()
 
@@ -201,19 +206,27 @@ class Supervisor:
         deadline = loop.time() + grace
         for supervised in self._services.values():
             supervised.hold_restart()
-        ranks = sorted({supervised.service.stop_rank for supervised in self._services.values()})
+        stopped_now = [each for each in self._services.values() if not each.service.outlives_shutdown]
+        ranks = sorted({supervised.service.stop_rank for supervised in stopped_now})
         for position, rank in enumerate(ranks):
             kept = grace * HELPERS_SHARE if position + 1 < len(ranks) else 0.0
             seconds = max(0.0, deadline - kept - loop.time())
             await asyncio.gather(
                 *(
                     supervised.stop(min(seconds, supervised.service.stop_seconds))
-                    for supervised in self._services.values()
+                    for supervised in stopped_now
                     if supervised.service.stop_rank == rank
                 )
             )
-        await processes.kill_all(lambda: processes.descendants(os.getpid()))
+        await processes.kill_all(self._not_outliving)
         self._own.note("shut down")
+
+    def _outliving(self) -> list[SupervisedService]:
+        return [each for each in self._services.values() if each.service.outlives_shutdown]
+
+    def _not_outliving(self) -> list[processes.Process]:
+        kept = {process.identity for supervised in self._outliving() for process in supervised.members()}
+        return [process for process in processes.descendants(os.getpid()) if process.identity not in kept]
 
     async def _leave(self) -> None:
         """Whatever happened, leave nothing running."""

@@ -122,7 +122,11 @@ async def test_a_path_too_long_for_a_socket_is_said_to_be_so(tmp_path: Path) -> 
 
 def test_a_guest_without_a_channel_is_told() -> None:
     with pytest.raises(ValueError, match="MVM_CHANNEL_DIR is not set"):
-        open_channel({})
+        open_channel({"MVM_GUEST_ROOT": "/somewhere"})
+
+
+def test_a_machine_of_its_own_has_the_channel_in_its_place() -> None:
+    assert isinstance(open_channel({}), UnixChannel)
 
 
 def test_the_root_has_to_be_absolute() -> None:
