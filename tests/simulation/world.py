@@ -11,6 +11,7 @@ from tests.standins.instant_runtime import Guest, InstantRuntime
 
 from mvm.host.attachments import Attachments
 from mvm.host.audit import AuditLog
+from mvm.host.bases import Bases
 from mvm.host.bring_up import BringUp
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
@@ -21,6 +22,7 @@ from mvm.host.lifecycle import Lifecycle
 from mvm.host.machines import InstanceDirectories
 from mvm.host.observation import Observer
 from mvm.host.policy_loop import PolicyLoop
+from mvm.host.progress import Progress
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.records import Records
 from mvm.host.recovery import Recovery
@@ -84,6 +86,20 @@ class PlainDrives:
         pass
 
 
+class OneImage:
+    """Stands for the images: every pool has one already."""
+
+    async def ensure(self, pool: Pool, progress: Progress) -> Pool:
+        return pool
+
+
+class QuietNetworks:
+    """Stands for the networks: there is nothing to be done."""
+
+    async def ready(self, instance: Instance) -> None:
+        pass
+
+
 class World:
     """One host. `restart_agent` makes a new agent over the same database and the same machines."""
 
@@ -120,7 +136,21 @@ class World:
             "attachments": self.attachments,
             "clock": clock,
         }
-        self.bring_up = BringUp(**parts, environment={})  # type: ignore[arg-type]
+        bases = Bases(
+            directories=directories,
+            guests=self.guests,
+            reports=self.reports,
+            chronicle=self.chronicle,
+            clock=clock,
+            environment={},
+        )
+        self.bring_up = BringUp(
+            **parts,  # type: ignore[arg-type]
+            images=OneImage(),
+            networks=QuietNetworks(),
+            bases=bases,
+            environment={},
+        )
         records = Records(self.catalog, clock)
         rest = Rest(
             catalog=self.catalog,

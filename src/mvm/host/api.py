@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from mvm.host import progress
 from mvm.model.base import Frozen
 from mvm.model.errors import Conflict, InvalidInput, MvmError, QuotaExceeded
 from mvm.model.validation import parse
@@ -254,7 +255,8 @@ class ApiServer(Generic[S]):
         """Do what was asked and finish the call with the answer or the error."""
         try:
             params = parse(request.params, body, what=name)
-            answer = {f"{name}Result": await request.handle(self._services, params, call)}
+            with progress.reporting_to(call.progress):
+                answer = {f"{name}Result": await request.handle(self._services, params, call)}
             _check_fits(name, answer)
             result = "ok"
         except MvmError as error:

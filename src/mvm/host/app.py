@@ -19,6 +19,7 @@ from mvm.host.api_requests import REQUESTS
 from mvm.host.attachments import Attachments
 from mvm.host.audit import AuditLog
 from mvm.host.autostart import log_path, prepare_directories
+from mvm.host.bases import Bases
 from mvm.host.bring_up import BringUp
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
@@ -38,6 +39,7 @@ from mvm.host.pairing import Pairing
 from mvm.host.policy_loop import PolicyLoop
 from mvm.host.pools import Pools
 from mvm.host.programs import host_programs
+from mvm.host.progress import Progress
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.records import Records
 from mvm.host.recovery import Recovery
@@ -51,6 +53,7 @@ from mvm.host.tenants import Tenants
 from mvm.host.users import Users
 from mvm.host.wakedesk import WakeDesk
 from mvm.host.wakes import Wakes
+from mvm.model.entities import Instance, Pool
 from mvm.runtime.base import Runtime
 from mvm.runtime.process import ProcessRuntime
 from mvm.security.vault import Vault
@@ -61,6 +64,16 @@ log = structlog.get_logger(__name__)
 
 DATABASE = "state.db"
 KEY_FILE = "secrets.key"
+
+
+class _NoImages:
+    async def ensure(self, pool: Pool, progress: Progress) -> Pool:
+        return pool
+
+
+class _NoNetworks:
+    async def ready(self, instance: Instance) -> None:
+        pass
 
 
 @dataclass(kw_only=True)
@@ -123,7 +136,10 @@ async def open_host(
         secrets = SecretStore(store, vault, clock)
         known_runtimes = Runtimes(runtimes, wanted=locations.runtime, production=locations.production)
         directories = InstanceDirectories(
-            state_dir=locations.state_dir, run_dir=locations.run_dir, secrets_dir=locations.secrets_dir
+            state_dir=locations.state_dir,
+            run_dir=locations.run_dir,
+            secrets_dir=locations.secrets_dir,
+            own_uids=os.geteuid() == 0,
         )
         preparer = DrivePreparer(
             catalog=catalog,
@@ -134,6 +150,14 @@ async def open_host(
         )
         attachments = Attachments(lambda ref: desk.handler_for(ref))
         stack.push_async_callback(attachments.close)
+        bases = Bases(
+            directories=directories,
+            guests=guests,
+            reports=reports,
+            chronicle=chronicle,
+            clock=clock,
+            environment=environment,
+        )
         bring_up = BringUp(
             catalog=catalog,
             runtimes=known_runtimes,
@@ -143,6 +167,9 @@ async def open_host(
             reports=reports,
             chronicle=chronicle,
             attachments=attachments,
+            images=_NoImages(),
+            networks=_NoNetworks(),
+            bases=bases,
             clock=clock,
             environment=environment,
         )

@@ -9,22 +9,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Protocol
 
+from mvm.host import progress
 from mvm.host.attachments import Attachments
 from mvm.host.audit import AuditAction
+from mvm.host.bases import Bases
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
 from mvm.host.drive_preparation import DrivePreparer
 from mvm.host.guests import Guests
 from mvm.host.machines import InstanceDirectories
+from mvm.host.progress import Progress
 from mvm.host.records import describe
 from mvm.host.reports import Reports
 from mvm.host.runtimes import Runtimes
-from mvm.model.entities import Instance, ProcessIdentity, TransitionKind
+from mvm.model.entities import Instance, Pool, ProcessIdentity, TransitionKind
 from mvm.model.errors import SnapshotRejected
 from mvm.model.states import State
-from mvm.runtime.base import Machine, Runtime
+from mvm.runtime.base import Machine, Runtime, Snapshot
 from mvm.telemetry.timings import Stages
 
 SLOT_SECONDS = 30.0
@@ -34,6 +38,20 @@ UNDO_GRACE_SECONDS = 2.0
 """What a start that failed gets to end by itself: an OpenClaw that is killed counts an unclean start."""
 SERVICE_LIMIT_SECONDS = 300.0
 """OpenClaw was seen to need 9-19 s natively and 168 s in an emulated VM for a cold start (facts/OPENCLAW.md)."""
+
+
+class ImageSource(Protocol):
+    """Where the images of pools come from (`mvm.host.images`)."""
+
+    async def ensure(self, pool: Pool, progress: Progress) -> Pool:
+        """Build the pool's image when it has none; returns the pool with its revision."""
+
+
+class NetworkSource(Protocol):
+    """Who keeps the tenants' networks (`mvm.host.networks`)."""
+
+    async def ready(self, instance: Instance) -> None:
+        """The instance's bridge and rules are in force."""
 
 
 class BringUp:
@@ -50,6 +68,9 @@ class BringUp:
         reports: Reports,
         chronicle: Chronicle,
         attachments: Attachments,
+        images: ImageSource,
+        networks: NetworkSource,
+        bases: Bases,
         clock: Clock,
         environment: dict[str, str],
     ) -> None:
@@ -61,6 +82,9 @@ class BringUp:
         self._reports = reports
         self._chronicle = chronicle
         self._attachments = attachments
+        self._images = images
+        self._networks = networks
+        self._bases = bases
         self._clock = clock
         self._environment = environment
         # Starts and restores are the heaviest thing a host does; more at once than cores only makes each one late.
@@ -69,16 +93,44 @@ class BringUp:
     def machine(self, instance: Instance) -> Machine:
         """What the instance's runtime is given for it."""
         pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
-        return self._directories.machine(instance, pool, self._environment)
+        network = self._catalog.tenant(instance.tenant_id).network
+        return self._directories.machine(instance, pool, network, self._environment)
 
     async def __call__(self, instance: Instance, kind: TransitionKind, stages: Stages, *, actor: str) -> Instance:
         """Start or wake: returns the running instance, recorded. On an error the caller undoes."""
         runtime = self._runtimes.of(instance)
+        instance = await self._give_image(instance, runtime, kind, stages)
+        saved = await self._find_memory(instance, runtime, kind, stages)
         async with self._slot(stages):
             instance = await self._give_drives(instance, runtime, stages)
-            process = await self._start_process(instance, runtime, kind, stages, actor=actor)
-            instance = instance.model_copy(update={"process": process})
-            return await self.finish(instance, kind, stages, actor=actor)
+            instance, restored = await self._start_process(instance, runtime, saved, kind, stages, actor=actor)
+            return await self.finish(instance, kind, stages, restored=restored, actor=actor)
+
+    async def _give_image(self, instance: Instance, runtime: Runtime, kind: TransitionKind, stages: Stages) -> Instance:
+        """The image that it runs: what is asleep goes on with its own, whatever boots gets its pool's."""
+        asleep = kind is TransitionKind.WAKE and instance.image_revision
+        if not runtime.capabilities.images or asleep:
+            return instance
+        pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
+        with stages("image"):
+            pool = await self._images.ensure(pool, progress.current())
+        return await self._catalog.save_instance(instance.model_copy(update={"image_revision": pool.revision}))
+
+    async def _find_memory(
+        self, instance: Instance, runtime: Runtime, kind: TransitionKind, stages: Stages
+    ) -> Snapshot | None:
+        """The memory that it goes on with: its own when it sleeps, a copy of its base's when it never ran."""
+        if not runtime.capabilities.memory_snapshot:
+            return None
+        machine = self.machine(instance)
+        if kind is TransitionKind.WAKE:
+            return await runtime.saved_snapshot(machine)
+        if instance.state is not State.READY:
+            return None
+        pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
+        with stages("base"):
+            await asyncio.to_thread(self._directories.prepare, machine)
+            return await self._bases.clone(instance, pool, machine, runtime)
 
     @asynccontextmanager
     async def _slot(self, stages: Stages) -> AsyncIterator[None]:
@@ -105,6 +157,8 @@ class BringUp:
         """Fresh config and secrets, and an address that is free, before anything of the guest runs."""
         machine = self.machine(instance)
         with stages("network"):
+            if runtime.capabilities.networks:
+                await self._networks.ready(instance)
             address = await runtime.assign_address(instance.network.guest_ip)
             if address != instance.network.guest_ip:
                 network = instance.network.model_copy(update={"guest_ip": address})
@@ -118,48 +172,64 @@ class BringUp:
         return instance
 
     async def _start_process(
-        self, instance: Instance, runtime: Runtime, kind: TransitionKind, stages: Stages, *, actor: str
-    ) -> ProcessIdentity:
+        self,
+        instance: Instance,
+        runtime: Runtime,
+        saved: Snapshot | None,
+        kind: TransitionKind,
+        stages: Stages,
+        *,
+        actor: str,
+    ) -> tuple[Instance, bool]:
+        """Restore or boot; returns the instance with its process, and whether it was restored."""
         machine = self.machine(instance)
         self._reports.forget(instance.instance_id)
-        with stages("restore" if kind is TransitionKind.WAKE else "boot"):
+        with stages("restore" if kind is TransitionKind.WAKE or saved else "boot"):
             await self._attachments.listen(instance, runtime, machine)
-            if kind is not TransitionKind.WAKE or not runtime.capabilities.memory_snapshot:
+            process = await self._restore(instance, saved, runtime, machine, actor=actor) if saved else None
+            restored = process is not None
+            if process is None:
+                if runtime.capabilities.memory_snapshot:
+                    await runtime.discard_snapshot(machine)
                 process = await runtime.start(machine)
-            else:
-                process = await self._restore_or_boot(instance, runtime, machine, actor=actor)
+        instance = instance.model_copy(update={"process": process})
         # Not yet the new state: only enough for a restarted agent to find the process again. `find` would do as well,
         # so this needs no disk flush.
-        await self._catalog.save_instance(instance.model_copy(update={"process": process}), durable=False)
+        await self._catalog.save_instance(instance, durable=False)
+        return instance, restored
+
+    async def _restore(
+        self, instance: Instance, saved: Snapshot, runtime: Runtime, machine: Machine, *, actor: str
+    ) -> ProcessIdentity | None:
+        """The restored process; None when the snapshot does not fit, and it has to boot from its data."""
+        try:
+            process = await runtime.restore(machine, saved)
+        except SnapshotRejected as rejected:
+            self._chronicle.record(instance, AuditAction.SNAPSHOT_REJECTED, actor=actor, detail=rejected.message)
+            return None
+        self._chronicle.record(instance, AuditAction.SNAPSHOT_RESTORED, actor=actor)
         return process
 
-    async def _restore_or_boot(
-        self, instance: Instance, runtime: Runtime, machine: Machine, *, actor: str
-    ) -> ProcessIdentity:
-        snapshot = await runtime.saved_snapshot(machine)
-        if snapshot is not None:
-            try:
-                process = await runtime.restore(machine, snapshot)
-            except SnapshotRejected as rejected:
-                self._chronicle.record(instance, AuditAction.SNAPSHOT_REJECTED, actor=actor, detail=rejected.message)
-            else:
-                self._chronicle.record(instance, AuditAction.SNAPSHOT_RESTORED, actor=actor)
-                return process
-        await runtime.discard_snapshot(machine)
-        return await runtime.start(machine)
+    async def finish(
+        self, instance: Instance, kind: TransitionKind, stages: Stages, *, restored: bool = True, actor: str
+    ) -> Instance:
+        """From an existing process to a recorded running instance: agent, wake, service.
 
-    async def finish(self, instance: Instance, kind: TransitionKind, stages: Stages, *, actor: str) -> Instance:
-        """From an existing process to a recorded running instance: agent, wake, service."""
+        `restored`: the guest went on from memory and has to be told so. One that booted takes no harm from it.
+        """
         runtime, machine, process = self._runtimes.of(instance), self.machine(instance), instance.process
         assert process is not None
+        slowness = runtime.capabilities.slowness
         with stages("agent"):
-            await self._guests.wait_for_agent(runtime, machine, process, limit=AGENT_LIMIT_SECONDS)
-            if kind is TransitionKind.WAKE:
+            await self._guests.wait_for_agent(runtime, machine, process, limit=AGENT_LIMIT_SECONDS * slowness)
+            if restored or kind is TransitionKind.WAKE:
                 await self._guests.wake(
                     runtime, machine, secrets_epoch=instance.secrets_epoch, config_version=instance.config_version
                 )
         with stages("service"):
-            report = await self._guests.wait_for_service(runtime, machine, process, limit=SERVICE_LIMIT_SECONDS)
+            report = await self._guests.wait_for_service(
+                runtime, machine, process, limit=SERVICE_LIMIT_SECONDS * slowness
+            )
         return await self._running(
             instance.model_copy(update={"next_alarm_at": report.next_alarm_at}), kind, stages, actor=actor
         )
@@ -202,7 +272,8 @@ class BringUp:
                 runtime, machine, secrets_epoch=instance.secrets_epoch, config_version=instance.config_version
             )
         with stages("service"):
-            await self._guests.wait_for_service(runtime, machine, process, limit=SERVICE_LIMIT_SECONDS)
+            limit = SERVICE_LIMIT_SECONDS * runtime.capabilities.slowness
+            await self._guests.wait_for_service(runtime, machine, process, limit=limit)
         return await self._running(instance, TransitionKind.RESUME, stages, actor=actor)
 
     async def refresh(self, instance: Instance, *, actor: str) -> Instance:

@@ -264,14 +264,11 @@ class Lifecycle:
         )
 
     async def _put_down(self, instance: Instance, stages: Stages) -> None:
-        """Past the last step back: end the process."""
+        """Past the last step back: end the process. One whose memory is saved must not move any more."""
+        policy = self._catalog.pool(instance.tenant_id, instance.pool_id).runtime_policy
+        saved = self._runtimes.of(instance).capabilities.memory_snapshot
         with stages("stop"):
-            await self.end_process(
-                instance,
-                grace_seconds=self._catalog.pool(
-                    instance.tenant_id, instance.pool_id
-                ).runtime_policy.graceful_shutdown_seconds,
-            )
+            await self.end_process(instance, grace_seconds=0 if saved else policy.graceful_shutdown_seconds)
 
     def _abandon_if_wanted(self, instance: Instance) -> None:
         if self.wake_wanted(instance.instance_id):

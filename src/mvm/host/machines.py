@@ -7,8 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvm.drives.table import data_disk_mib
 from mvm.host.private_directories import make_private
-from mvm.model.entities import Instance, Pool
+from mvm.model import addresses
+from mvm.model.entities import Instance, Pool, TenantNetwork
 from mvm.model.ids import InstanceId, InstanceRef
 from mvm.runtime.base import Machine
 
@@ -23,6 +25,13 @@ class InstanceDirectories:
     """Sockets, pid files; must be short (Unix socket paths)."""
     secrets_dir: Path
     """Memory-backed where the host has such a place."""
+    own_uids: bool = False
+    """Machines may run under a user id of their own each: the agent is root."""
+
+    @property
+    def images(self) -> Path:
+        """Where image revisions are, each under its digest."""
+        return self.state_dir / "images"
 
     def state(self, instance: InstanceId) -> Path:
         return self.state_dir / "instances" / instance
@@ -33,8 +42,9 @@ class InstanceDirectories:
     def secrets(self, instance: InstanceId) -> Path:
         return self.secrets_dir / instance
 
-    def machine(self, instance: Instance, pool: Pool, environment: dict[str, str]) -> Machine:
+    def machine(self, instance: Instance, pool: Pool, network: TenantNetwork, environment: dict[str, str]) -> Machine:
         """What a runtime is given for this instance. Pure: `prepare` makes the directories."""
+        net_id, octet = network.tenant_net_id, instance.network.host_octet
         state, run = self.state(instance.instance_id), self.run(instance.instance_id)
         return Machine(
             ref=instance.ref,
@@ -51,6 +61,10 @@ class InstanceDirectories:
             data=state / "data",
             secrets=self.secrets(instance.instance_id),
             config=run / "config",
+            image=self.images / instance.image_revision if instance.image_revision else None,
+            data_mib=data_disk_mib(pool.data_disk_mib),
+            bridge=addresses.bridge_name(net_id),
+            uid=addresses.instance_uid(net_id, octet) if self.own_uids and octet else None,
             environment=environment,
         )
 
@@ -68,6 +82,8 @@ class InstanceDirectories:
     def remove_secrets(self, ref: InstanceRef) -> None:
         """Remove the content of the secrets drive; a sleeping or stopped instance holds none."""
         shutil.rmtree(self.secrets(ref.instance_id), ignore_errors=True)
+        for image in self.secrets_dir.glob(f"{ref.instance_id}.*"):  # what a machine reads them from
+            image.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # of the last one only: nothing stays in memory when nobody runs
             self.secrets_dir.rmdir()
 

@@ -79,7 +79,8 @@ class Pools:
                 hint=f"make another pool of role {spec.role}, and destroy this one",
             )
         changed = sorted(name for name in PoolSpec.model_fields if getattr(spec, name) != getattr(pool, name))
-        pool = await self._catalog.save_pool(Pool.from_spec(spec, tenant_id=tenant_id, created_at=pool.created_at))
+        settings = {name: getattr(spec, name) for name in PoolSpec.model_fields}
+        pool = await self._catalog.save_pool(pool.model_copy(update=settings))
         self._chronicle.record_tenant(
             tenant_id, AuditAction.POOL_UPDATED, actor=actor, pool_id=pool.pool_id, detail=", ".join(changed)
         )

@@ -189,6 +189,7 @@ class Recovery:
         runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
         await self._attachments.listen(instance, runtime, machine)
         assert instance.process is not None
+        await runtime.discard_snapshot(machine)
         await runtime.resume(machine, instance.process)
         await self._rest.stay_awake(instance, MvmError("the agent ended in the middle of it"), actor=ACTOR)
         latest = self._catalog.instance(instance.ref)

@@ -87,9 +87,10 @@ class Rest:
         try:
             if instance.process is None or not await runtime.alive(instance.process):
                 raise NotFound(f"the process of {instance.ref} ended")
+            # Before it runs on: from then its memory is no longer what was saved.
+            await runtime.discard_snapshot(machine)
             if runtime.capabilities.memory_snapshot or instance.state is State.WARM:
                 await runtime.resume(machine, instance.process)
-            await runtime.discard_snapshot(machine)
             await self._guests.wake(
                 runtime, machine, secrets_epoch=instance.secrets_epoch, config_version=instance.config_version
             )

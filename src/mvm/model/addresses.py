@@ -19,6 +19,9 @@ BUILDER_OCTET = 2
 FIRST_INSTANCE_OCTET = 3
 LAST_INSTANCE_OCTET = 254
 
+FIRST_UID = 1_900_000_000
+"""Above what users, containers and systemd-nspawn take (up to 1,879,048,191), below 2^31."""
+
 _NEVER = tuple(
     (IPv4Network(network), why)
     for network, why in (
@@ -120,6 +123,11 @@ def mac_address(net_id: TenantNetId, host_octet: int) -> str:
     """MAC of an instance: `02:fc:HH:LL:00:OO`, net id big-endian, last octet of the address."""
     high, low = divmod(tenant_net_id(net_id), 256)
     return f"02:fc:{high:02x}:{low:02x}:00:{_octet(host_octet):02x}"
+
+
+def instance_uid(net_id: TenantNetId, host_octet: int) -> int:
+    """User and group id that an instance's machine runs as: its own, like its address."""
+    return FIRST_UID + (tenant_net_id(net_id) << 8) + _octet(host_octet)
 
 
 def host_address(subnet: IPv4Network, host_octet: int) -> IPv4Address:

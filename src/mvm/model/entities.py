@@ -208,6 +208,10 @@ class Pool(PoolSpec):
 
     tenant_id: TenantIdField
     created_at: datetime
+    revision: str = ""
+    """Image revision that its instances boot from; empty until the first one is built."""
+    previous_revisions: tuple[str, ...] = ()
+    """What it had before, the latest first; a rollback goes back to the first of them."""
 
     @classmethod
     def from_spec(cls, spec: PoolSpec, *, tenant_id: ids.TenantId, created_at: datetime) -> Pool:

@@ -53,6 +53,8 @@ class Capabilities:
     """Runs image revisions (`Machine.image`); otherwise the host's own programs."""
     networks: bool = False
     """Instances have devices in their tenant's network, whose bridge and rules the host keeps."""
+    slowness: float = 1.0
+    """How many times longer than on this host itself a guest may take; limits for guests are multiplied by it."""
 
 
 @dataclass(frozen=True, kw_only=True)

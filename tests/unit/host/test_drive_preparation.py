@@ -36,7 +36,8 @@ class Drives:
 
     def machine(self, instance: Instance) -> Machine:
         pool: Pool = self._services.catalog.pool(instance.tenant_id, instance.pool_id)
-        machine = self._directories.machine(instance, pool, {})
+        network = self._services.catalog.tenant(instance.tenant_id).network
+        machine = self._directories.machine(instance, pool, network, {})
         self._directories.prepare(machine)
         return machine
 
