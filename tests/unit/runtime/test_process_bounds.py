@@ -8,21 +8,22 @@ import sys
 import time
 from pathlib import Path
 
-from mvm.runtime.process import bounds
+from mvm.runtime import bounds
+from mvm.runtime.process.runtime import process_memory
 
 MIB = 1024 * 1024
 
 
 def test_memory_is_bounded_well_above_the_machines_size() -> None:
-    assert bounds.memory_limit(2048) == 4096 * MIB
-    assert bounds.memory_limit(256) == 2048 * MIB
+    assert process_memory(2048) == 4096 * MIB
+    assert process_memory(256) == 2048 * MIB
 
 
 def test_a_machine_without_control_groups_limits_files_only(tmp_path: Path) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text("22 1 0:20 / /proc rw - proc proc rw\n")
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    held = bounds.apply(child.pid, name="test", vcpus=2, mem_mib=1024, mounts=mounts)
+    held = bounds.apply(child.pid, name="test", vcpus=2, memory_bytes=1024 * MIB, mounts=mounts)
     limits = Path(f"/proc/{child.pid}/limits").read_text()
     child.communicate(b"\n", timeout=10)
     assert held.groups == ()
@@ -35,7 +36,7 @@ def test_a_machine_without_control_groups_limits_files_only(tmp_path: Path) -> N
 
 async def test_groups_hold_the_process_and_are_removed_after_it() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    held = bounds.apply(child.pid, name=f"test-{child.pid}", vcpus=2, mem_mib=1024)
+    held = bounds.apply(child.pid, name=f"test-{child.pid}", vcpus=2, memory_bytes=1024 * MIB)
     try:
         assert held.note
         if held.groups:

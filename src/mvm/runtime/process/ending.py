@@ -12,7 +12,7 @@ from mvm.guest import processes
 from mvm.guest.paths import ROOT_VARIABLE
 from mvm.guest.processes import ROOT_MARKER, Process
 from mvm.model.errors import MvmError
-from mvm.runtime.process import bounds
+from mvm.runtime import bounds
 
 KILL_SECONDS = 10.0
 

@@ -22,6 +22,7 @@ from mvm.guest.services import PASSED_ON
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import MvmError, TimedOut, Unavailable
 from mvm.model.ids import InstanceId
+from mvm.runtime import bounds, spawning
 from mvm.runtime.base import (
     Capabilities,
     ChannelKind,
@@ -32,10 +33,10 @@ from mvm.runtime.base import (
     Probe,
     Snapshot,
 )
-from mvm.runtime.process import bounds, claims, ending, spawning, supervision
+from mvm.runtime.process import claims, ending, supervision
 from mvm.runtime.process.claims import Claim, PortBlock
 from mvm.runtime.process.directories import Directories
-from mvm.runtime.process.records import Record
+from mvm.runtime.records import Record
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ LEFTOVER_GRACE_SECONDS = 10.0
 """What a start leaves to processes of an instance whose supervisor was killed."""
 STOP_MARGIN_SECONDS = 5.0
 """How much longer than its grace a supervisor may take before it is killed."""
+MEMORY_FACTOR = 2
+SMALLEST_MEMORY_MIB = 1024
 _POLL_SECONDS = 0.004
 
 
@@ -299,7 +302,7 @@ class ProcessRuntime:
             identity.pid,
             name=f"{machine.ref.instance_id}-{identity.pid}",
             vcpus=machine.vcpus,
-            mem_mib=machine.mem_mib,
+            memory_bytes=process_memory(machine.mem_mib),
         )
         Record(identity=identity, groups=held.groups).write(directories.record)
         if held.note not in self._told_bounds:
@@ -352,6 +355,14 @@ class ProcessRuntime:
     def _release_ports(self, machine: Machine) -> None:
         if (ports := self._ports.pop(machine.ref.instance_id, None)) is not None:
             ports.claim.close()
+
+
+def process_memory(mem_mib: int) -> int:
+    """Bytes that all processes of an instance of that size may use together.
+
+    Twice the machine's size: what a guest's kernel would hold (page cache) and what V8 reserves are counted here too.
+    """
+    return max(mem_mib, SMALLEST_MEMORY_MIB) * MEMORY_FACTOR * 1024 * 1024
 
 
 def _cannot_clone(machine: Machine) -> MvmError:

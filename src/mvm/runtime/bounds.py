@@ -1,8 +1,7 @@
-"""Limits for an instance of the process runtime: a control group where one can be made, else resource limits.
+"""Limits for the processes of an instance: a control group where one can be made, else resource limits.
 
-This is a guard against one instance taking the whole machine, not isolation. Memory is bounded at twice the machine's
-size: what a guest's kernel would hold (page cache) and what V8 reserves are counted here too. The address space
-(RLIMIT_AS) is never limited: V8 reserves far more than it uses and dies of it.
+This is a guard against one instance taking the whole machine, not isolation. The address space (RLIMIT_AS) is never
+limited: V8 and QEMU reserve far more than they use and die of it.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-MEMORY_FACTOR = 2
-SMALLEST_MEMORY_MIB = 1024
 MAX_PROCESSES = 2048
 MAX_FILES = 65_536
 V1_SHARES_PER_CPU = 1024
@@ -41,13 +38,11 @@ class Bounds:
     note: str
 
 
-def memory_limit(mem_mib: int) -> int:
-    """Bytes that all processes of an instance of that size may use together."""
-    return max(mem_mib, SMALLEST_MEMORY_MIB) * MEMORY_FACTOR * 1024 * 1024
+def apply(pid: int, *, name: str, vcpus: int, memory_bytes: int, mounts: Path = Path("/proc/self/mountinfo")) -> Bounds:
+    """Bound a process that was just started and whatever it will start, all together at `memory_bytes`.
 
-
-def apply(pid: int, *, name: str, vcpus: int, mem_mib: int, mounts: Path = Path("/proc/self/mountinfo")) -> Bounds:
-    """Bound a process that was just started and whatever it will start. Never raises: it runs without, too."""
+    Never raises: an instance runs without bounds, too.
+    """
     groups = _v1_groups(PREFIX + name, mounts) or _v2_group(PREFIX + name, mounts)
     for group in groups:
         _sweep(group.parent)
@@ -55,7 +50,7 @@ def apply(pid: int, *, name: str, vcpus: int, mem_mib: int, mounts: Path = Path(
     for group in groups:
         try:
             group.mkdir(exist_ok=True)
-            _set_limits(group, vcpus=vcpus, mem_mib=mem_mib)
+            _set_limits(group, vcpus=vcpus, memory_bytes=memory_bytes)
             (group / "cgroup.procs").write_text(str(pid))
         except OSError as error:
             log.debug("control group %s cannot be used: %s", group, error)
@@ -65,7 +60,7 @@ def apply(pid: int, *, name: str, vcpus: int, mem_mib: int, mounts: Path = Path(
             held.append(group)
     if held:
         kinds = ", ".join(sorted({kind for group in held for kind in _kinds(group)}))
-        return Bounds(tuple(held), f"bounded by a control group ({kinds}; memory {memory_limit(mem_mib) >> 20} MiB)")
+        return Bounds(tuple(held), f"bounded by a control group ({kinds}; memory {memory_bytes >> 20} MiB)")
     _limit_resources(pid)
     return Bounds((), "no control group can be made here: only the number of open files and core dumps are limited")
 
@@ -161,10 +156,10 @@ def _below(mount: Path, root: str, own: str) -> Path | None:
     return directory if directory.is_dir() and os.access(directory, os.W_OK) else None
 
 
-def _set_limits(group: Path, *, vcpus: int, mem_mib: int) -> None:
+def _set_limits(group: Path, *, vcpus: int, memory_bytes: int) -> None:
     limits = {
-        "memory.limit_in_bytes": memory_limit(mem_mib),
-        "memory.max": memory_limit(mem_mib),
+        "memory.limit_in_bytes": memory_bytes,
+        "memory.max": memory_bytes,
         "pids.max": MAX_PROCESSES,
         "cpu.shares": V1_SHARES_PER_CPU * vcpus,
         "cpu.weight": min(V2_WEIGHT_PER_CPU * vcpus, 10_000),

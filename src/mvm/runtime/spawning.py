@@ -1,4 +1,4 @@
-"""Starting a supervisor that outlives the agent, and noticing its end."""
+"""Starting a process that outlives the agent, and noticing its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mvm.guest.processes import Identity
 from mvm.model.errors import Unavailable
 
 OUTPUT_LIMIT = 256 * 1024
-"""Bytes of a supervisor's own output that are kept over starts; its services have logs of their own."""
+"""Bytes of a process's own output that are kept over starts."""
 
 _children: set[Identity] = set()
 """What this process started and has not taken in yet."""

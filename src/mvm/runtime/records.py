@@ -1,4 +1,4 @@
-"""What the process runtime writes down about a process that it started, so that a later agent finds it again."""
+"""What a runtime writes down about a process that it started, so that a later agent finds it again."""
 
 from __future__ import annotations
 
