@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mvm.cli import options, session
-from mvm.cli.output import AsJson, Format, Output, emit, json_text, plain
+from mvm.cli.output import AsJson, Format, Output, columns, emit, json_text, plain
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -18,11 +18,19 @@ def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with each new one until Ctrl-C.")] = False,
     since: Annotated[int | None, typer.Option(metavar="NUMBER", help="Only those after this number.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most this many of the past.")] = 100,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check instead that nobody changed the audit they are kept in.")
+    ] = False,
     output: Output = Format.TABLE,
     as_json: AsJson = False,
 ) -> None:
-    """Show events, oldest first. With --follow and --json, each is a JSON document on a line of its own."""
+    """Show events, oldest first. With --follow and --json, each is a JSON document on a line of its own.
+
+    --verify reads the audit of the tenant, or of all, and names file and line of the first break.
+    """
     tenant_id = options.tenant(tenant) if tenant is not None else None
+    if verify:
+        return _verify(tenant_id, output, as_json)
     lines = follow and (as_json or output is not Format.TABLE)
     past: list[dict[str, Any]] = []
 
@@ -40,6 +48,36 @@ def events(
     session.run(read())
     if not follow:
         emit({"events": past}, lambda: "\n".join(map(event_line, past)), output, as_json)
+
+
+def _verify(tenant_id: str | None, output: Format, as_json: bool) -> None:
+    """Show what became of the audits; one that is broken is a failure."""
+    from mvm.model.errors import MvmError
+
+    audits = session.call("AuditVerify", session.given(tenant_id=tenant_id))["audits"]
+    emit({"audits": audits}, lambda: _verdicts(audits), output, as_json)
+    for audit in audits:
+        if not audit["intact"]:
+            broken = audit["broken"]
+            raise MvmError(
+                f"the audit of {audit['tenant_id']} is broken at {broken['file']}:{broken['line']}: "
+                f"{broken['problem']}",
+                hint="what comes before that line is as it was written; keep a copy of the files before they rotate",
+            )
+
+
+def _verdicts(audits: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            audit["tenant_id"],
+            "ok" if audit["intact"] else "problem",
+            audit["lines"],
+            audit["head"][:16],
+            "{file}:{line}: {problem}".format(**audit["broken"]) if audit["broken"] else None,
+        )
+        for audit in audits
+    ]
+    return columns(("tenant", "audit", "lines", "head", "first break"), rows)
 
 
 def event_line(event: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import platform
@@ -15,10 +16,13 @@ from pydantic import Field
 
 from mvm.host.api import Call, Json, Params, Request
 from mvm.host.api_tenants import Nothing, OfTenant, dumped
+from mvm.host.audit import Verdict
 from mvm.host.events import Event
+from mvm.host.tenants import HOST_AUDIT
 from mvm.model.base import TenantIdField
 from mvm.model.deployment import Deployment
 from mvm.model.errors import MvmError
+from mvm.model.ids import TenantId
 
 if TYPE_CHECKING:
     from mvm.host.app import Host
@@ -32,6 +36,10 @@ class Events(Params):
     since: Annotated[int, Field(ge=0)] | None = None
     limit: Annotated[int, Field(ge=0, le=10_000)] = DEFAULT_EVENTS
     follow: bool = False
+
+
+class OfAudit(Params):
+    tenant_id: TenantIdField | None = None
 
 
 class ApplyDeployment(Params):
@@ -93,8 +101,13 @@ async def node_stats(host: Host, params: Nothing, call: Call) -> Json:
 
 
 async def events(host: Host, params: Events, call: Call) -> Json:
-    """The newest events after `since`, then with `follow` each new one."""
+    """The newest events after `since`, then with `follow` each new one.
+
+    A tenant that is gone may still have events; one that never was here is `NotFound`.
+    """
     log = host.chronicle.events
+    if params.tenant_id is not None and not log.recent(1, tenant_id=params.tenant_id):
+        host.catalog.tenant(params.tenant_id)
     past = log.recent(params.limit, since=params.since or 0, tenant_id=params.tenant_id)
     for event in past:
         await call.send("Event", _dumped(event))
@@ -104,6 +117,30 @@ async def events(host: Host, params: Events, call: Call) -> Json:
             async for event in stream:
                 await call.send("Event", _dumped(event))
     return {"last_number": log.last_number}
+
+
+async def audit_verify(host: Host, params: OfAudit, call: Call) -> Json:
+    """Check the chain of one audit, or of all: every tenant's, and the host's own about tenants that are gone."""
+    audit = host.chronicle.audit
+    if params.tenant_id is not None:
+        host.catalog.tenant(params.tenant_id)
+    tenants = [params.tenant_id] if params.tenant_id is not None else [*sorted(host.catalog.tenants), HOST_AUDIT]
+    found = []
+    for number, tenant in enumerate(tenants):
+        call.progress(f"reading the audit of {tenant}", done=number, total=len(tenants))
+        found.append(_verdict(tenant, await asyncio.to_thread(audit.verify, tenant)))
+    return {"audits": found}
+
+
+def _verdict(tenant: TenantId, verdict: Verdict) -> Json:
+    broken = verdict.broken
+    return {
+        "tenant_id": tenant,
+        "intact": verdict.intact,
+        "lines": verdict.lines,
+        "head": verdict.head,
+        "broken": broken and {"file": str(broken.file), "line": broken.line, "problem": broken.problem},
+    }
 
 
 def _dumped(event: Event) -> Json:
@@ -132,6 +169,7 @@ REQUESTS: dict[str, Request[Host]] = {
     "NodeInfo": Request(Nothing, node_info),
     "NodeStats": Request(Nothing, node_stats),
     "Events": Request(Events, events, only_waits=True),
+    "AuditVerify": Request(OfAudit, audit_verify, only_waits=True),
     "ApplyDeployment": Request(ApplyDeployment, apply_deployment),
     "DeploymentReady": Request(OfTenant, deployment_ready, only_waits=True),
     "Shutdown": Request(Nothing, shutdown),

@@ -1,7 +1,8 @@
 """Audit per tenant: append-only JSON lines, each carrying the SHA-256 of the line before it (CONTRACT 16).
 
-A line that is changed, removed or put in breaks the chain at a place that `verify` names. Cutting lines off the end
-cannot be seen from the file alone: compare the last digest (`Verdict.head`) with one kept elsewhere where that matters.
+A line that is changed, removed or put in breaks the chain at a place that `verify` names. Lines that were cut off the
+end are missed while this agent lives; over its restart they cannot be seen from the file alone: compare the last digest
+(`Verdict.head`) with one kept elsewhere where that matters.
 The chain goes on over rotation; when the oldest file is dropped, it begins at the oldest line that is left.
 
 What is recorded is with the kernel when `record` returns and on the disk a second later (see `mvm.host.line_files`): an
@@ -14,8 +15,8 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -135,11 +136,43 @@ class AuditLog:
     def verify(self, tenant_id: TenantId) -> Verdict:
         """Read a tenant's audit from its oldest line and check the chain. Reads up to 40 MiB: call it in a thread."""
         with self._lock:
-            file = self._chain(tenant_id).file
-            # Read under the lock, so that no rotation moves them meanwhile.
-            files = [(path, path.read_bytes()) for path in file.files()]
-            begun_here = not file.has_dropped
-        return _verify(files, NO_LINE if begun_here else None)
+            chain = self._chain(tenant_id)
+            files = _contents(chain)
+            begun_here = not chain.file.has_dropped
+            head = chain.head
+        verdict = _verify(files, NO_LINE if begun_here else None)
+        if verdict.intact and verdict.head != head:
+            path, content = files[-1] if files else (chain.file.path, b"")
+            return replace(verdict, broken=BrokenLine(path, content.count(b"\n") + 1, "lines were cut off the end"))
+        return verdict
+
+    def recent(
+        self,
+        tenant_id: TenantId,
+        limit: int,
+        *,
+        actions: Container[AuditAction] | None = None,
+        pool_id: PoolId | None = None,
+        instance_id: InstanceId | None = None,
+    ) -> list[dict[str, str]]:
+        """The newest `limit` lines of those actions and of that pool or instance, oldest first.
+
+        A tenant without an audit has none; a line that is not one of an audit is passed over. Reads as `verify` does.
+        """
+        with self._lock:
+            if tenant_id not in self._chains and not self._path(tenant_id).exists():
+                return []
+            files = _contents(self._chain(tenant_id))
+        wanted = {"pool_id": pool_id, "instance_id": instance_id}
+        found: list[dict[str, str]] = []
+        for record in _backwards(files):
+            if len(found) == limit:
+                break
+            if actions is not None and record["action"] not in actions:
+                continue
+            if all(value is None or record.get(name) == value for name, value in wanted.items()):
+                found.append({key: value for key, value in record.items() if key != "previous"})
+        return found[::-1]
 
     def destroy(self, tenant_id: TenantId) -> None:
         """Remove every file of a tenant's audit. Idempotent; recording anything after it begins a new audit."""
@@ -158,12 +191,15 @@ class AuditLog:
     def _chain(self, tenant: TenantId, *, repair: bool = True) -> _Chain:
         if tenant in self._chains:
             return self._chains[tenant]
-        chain = _Chain(self._directory / f"{tenant_id(tenant)}.jsonl", self._clock())
+        chain = _Chain(self._path(tenant), self._clock())
         self._chains[tenant] = chain
         if repair and (torn := chain.file.torn) is not None:
             detail = f"the last line was unfinished ({torn.size} bytes); it is kept as {torn.kept_as.name}"
             self._append(chain, tenant, AuditAction.AUDIT_REPAIRED, "mvm", None, None, detail)
         return chain
+
+    def _path(self, tenant: TenantId) -> Path:
+        return self._directory / f"{tenant_id(tenant)}.jsonl"
 
     def _append(
         self,
@@ -190,6 +226,23 @@ class AuditLog:
         chain.file.append(line)
         chain.head = _digest(line)
         self._syncer.wrote(chain.file.path)
+
+
+def _contents(chain: _Chain) -> list[tuple[Path, bytes]]:
+    """The files of an audit, oldest first; the caller holds the lock, so that no rotation moves them meanwhile."""
+    return [(path, path.read_bytes()) for path in chain.file.files()]
+
+
+def _backwards(files: list[tuple[Path, bytes]]) -> Iterator[dict[str, str]]:
+    """Every record that can be read, newest first."""
+    for _, content in reversed(files):
+        for line in reversed(content.splitlines()):
+            try:
+                record = json.loads(line)
+                AuditAction(record["action"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+            yield record
 
 
 def _digest(line: bytes) -> str:

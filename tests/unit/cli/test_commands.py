@@ -17,6 +17,12 @@ from mvm.cli import session
 WORKER = samples.WORKER
 
 
+WAKE = {"tenant_id": "alice", "pool_id": "workers", "instance_id": "i-0a1b2c3d"}
+POOL = {"tenant_id": "alice", "pool_id": "workers"}
+T = {"tenant_id": "alice"}
+I = {"address": WORKER}  # noqa: E741 - an instance
+
+
 def answers() -> dict[str, Any]:
     """A plausible answer to every request."""
     tenant, pool, instance, user = samples.tenant(), samples.pool(), samples.instance(), samples.user()
@@ -51,6 +57,7 @@ def answers() -> dict[str, Any]:
         "UserPair": {"user": user},
         "NodeInfo": {"node_id": "here", "runtimes": {"process": "usable"}},
         "NodeStats": {"memory_bytes": 2**30, "instances": {"running": 1, "sleeping": 2}},
+        "AuditVerify": {"audits": [{**T, "intact": True, "lines": 7, "head": "f" * 64, "broken": None}]},
         "Connect": {"tenant_id": "alice", "bot": "@alice_bot"},
     }
 
@@ -60,11 +67,6 @@ def ready(agent: ScriptedAgent) -> ScriptedAgent:
     agent.answers.update(answers())
     return agent
 
-
-WAKE = {"tenant_id": "alice", "pool_id": "workers", "instance_id": "i-0a1b2c3d"}
-POOL = {"tenant_id": "alice", "pool_id": "workers"}
-T = {"tenant_id": "alice"}
-I = {"address": WORKER}  # noqa: E741 - an instance
 
 # command line, request, parameters, what a person reads
 COMMANDS: list[tuple[str, str, dict[str, Any], str]] = [
@@ -112,6 +114,7 @@ COMMANDS: list[tuple[str, str, dict[str, Any], str]] = [
     ("node info", "NodeInfo", {}, "usable"),
     ("node stats", "NodeStats", {}, "1.0 GiB"),
     ("agent status", "NodeInfo", {}, "here"),
+    ("events --verify --tenant alice", "AuditVerify", T, "ffffffffffffffff"),
     ("connect alice", "Connect", T, "@alice_bot"),
 ]
 
@@ -276,6 +279,16 @@ def test_events_of_the_past_and_those_that_follow(agent: ScriptedAgent, mvm: Typ
     followed = mvm("events", "--follow", "--json", "--since", "5").out.splitlines()
     assert len(followed) == 2
     assert agent.asked("Events") == {"since": 5, "limit": 100, "follow": True}
+
+
+def test_a_broken_audit_is_a_failure_that_names_the_line(agent: ScriptedAgent, mvm: Type) -> None:
+    broken = {"file": "/state/audit/alice.jsonl.1", "line": 12, "problem": "this is not a line of an audit"}
+    audits = [{**T, "intact": False, "lines": 11, "head": "f" * 64, "broken": broken}]
+    agent.answers["AuditVerify"] = {"audits": audits}
+    typed = mvm("events", "--verify", "--json")
+    assert (typed.status, typed.document) == (1, {"audits": audits})
+    assert "/state/audit/alice.jsonl.1:12: this is not a line of an audit" in typed.error[0]
+    assert "alice.jsonl.1:12" in mvm("events", "--verify").out
 
 
 def test_progress_goes_to_stderr_and_each_step_is_said_once(agent: ScriptedAgent, mvm: Type) -> None:

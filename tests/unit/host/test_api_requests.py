@@ -3,91 +3,13 @@
 import asyncio
 import base64
 import contextlib
-import shutil
-import tempfile
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.standins.instant_runtime import InstantRuntime
+from tests.unit.host.live_agent import KEY, LIMIT, SECRETS, Agent
 
-from mvm.host.api import ApiServer
-from mvm.host.api_requests import REQUESTS
-from mvm.host.app import Host, open_host
-from mvm.host.client import AgentClient
-from mvm.host.locations import Locations
-from mvm.model.deployment import Deployment
-from mvm.model.entities import DesiredCounts, PoolSpec, UserSpec
 from mvm.model.errors import Conflict, InvalidInput, MvmError, NotFound, QuotaExceeded, Refused
-from mvm.model.ids import PoolId, TenantId, UserId
-from mvm.model.roles import Role
-
-KEY = "sk-ant-0123456789abcdef"
-SECRETS = {"anthropic/ANTHROPIC_API_KEY": KEY, "telegram/TELEGRAM_BOT_TOKEN": "123456:AAE-abcdefghijklmnopqrstuvwxyz01"}
-LIMIT = 20.0
-
-
-@dataclass
-class Agent:
-    host: Host
-    runtime: InstantRuntime
-    client: AgentClient
-
-    async def call(self, name: str, **params: Any) -> dict[str, Any]:
-        return await self.client.call(name, params, timeout=LIMIT)
-
-    async def deploy(self, **params: Any) -> dict[str, Any]:
-        """A deployment of one gateway and alice's worker, which runs."""
-        wanted = Deployment(
-            name=TenantId("alice"),
-            pools=(
-                PoolSpec(pool_id=PoolId("gateways"), role=Role.GATEWAY, desired=DesiredCounts(running=1)),
-                PoolSpec(pool_id=PoolId("workers"), role=Role.CAPABILITY_OPENCLAW),
-            ),
-            users=(UserSpec(user_id=UserId("alice"), pool_id=PoolId("workers"), telegram=("111",)),),
-        )
-        return await self.call("ApplyDeployment", deployment=wanted.model_dump(mode="json"), secrets=SECRETS, **params)
-
-    async def worker(self) -> dict[str, Any]:
-        (found,) = (await self.call("InstanceList", tenant_id="alice", pool_id="workers"))["instances"]
-        return dict(found)
-
-    async def address(self) -> str:
-        worker = await self.worker()
-        return f"alice/workers/{worker['instance_id']}"
-
-
-@pytest.fixture
-async def agent() -> AsyncIterator[Agent]:
-    directory = Path(tempfile.mkdtemp(prefix="mvm-"))  # short enough for sockets
-    locations = Locations(
-        state_dir=directory / "s",
-        run_dir=directory / "r",
-        programs_dir=directory / "p",
-        secrets_dir=directory / "r/secrets",
-        secrets_in_memory=False,
-        runtime="instant",
-        production=False,
-        log_level="info",
-        autostart=False,
-    )
-    for path in (locations.state_dir, locations.run_dir, locations.secrets_dir):
-        path.mkdir(mode=0o700, parents=True)
-    runtime = InstantRuntime()
-    try:
-        async with open_host(locations, {"instant": runtime}, environment={}) as host:
-            server = ApiServer(REQUESTS, host)
-            await server.start(locations.socket)
-            try:
-                yield Agent(host, runtime, AgentClient(locations.socket))
-            finally:
-                await server.close()
-                for tenant in list(host.catalog.tenants):
-                    await host.tenants.destroy(tenant, actor="test")
-    finally:
-        shutil.rmtree(directory)
+from mvm.model.ids import TenantId
 
 
 async def test_a_deployment_is_made_shown_and_destroyed(agent: Agent) -> None:
@@ -238,6 +160,28 @@ async def test_events_are_followed_as_they_happen(agent: Agent) -> None:
     assert seen == ["TenantCreated before", "TenantCreated after"]
     assert [e["tenant_id"] async for e in agent.client.events(tenant_id="after")] == ["after"]
     assert [e["number"] async for e in agent.client.events(since=1)] == [2]
+
+
+async def test_events_of_a_tenant_that_never_was_are_not_found(agent: Agent) -> None:
+    with pytest.raises(NotFound, match="'nope'"):
+        await agent.call("Events", tenant_id="nope")
+    await agent.call("TenantCreate", tenant_id="short")
+    await agent.call("TenantDestroy", tenant_id="short")
+    kinds = [event["kind"] async for event in agent.client.events(tenant_id="short")]
+    assert kinds[-1] == "TenantDestroyed"
+
+
+async def test_the_audits_are_verified(agent: Agent) -> None:
+    await agent.deploy()
+    audits = (await agent.call("AuditVerify"))["audits"]
+    assert [(audit["tenant_id"], audit["intact"]) for audit in audits] == [("alice", True), ("mvm-host", True)]
+    path = agent.host.locations.state_dir / "audit/alice.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], lines[2].replace("alice", "carol", 1), *lines[3:], ""]))
+    (audit,) = (await agent.call("AuditVerify", tenant_id="alice"))["audits"]
+    assert (audit["intact"], audit["broken"]["file"], audit["broken"]["line"]) == (False, str(path), 4)
+    with pytest.raises(NotFound):
+        await agent.call("AuditVerify", tenant_id="nope")
 
 
 async def test_an_instance_can_be_looked_into(agent: Agent) -> None:

@@ -148,14 +148,35 @@ async def test_something_that_is_no_audit_line_is_named(log: AuditLog, tmp_path:
     assert (verdict.broken.line, verdict.broken.problem) == (3, "this is not a line of an audit")
 
 
-async def test_the_head_tells_whether_the_end_was_cut_off(log: AuditLog, tmp_path: Path) -> None:
+async def test_an_end_that_was_cut_off_is_missed(log: AuditLog, tmp_path: Path) -> None:
     fill(log, 4)
     head = log.verify(ALICE).head
     path = tmp_path / "audit/alice.jsonl"
     path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:-1]))
     cut = log.verify(ALICE)
-    assert cut.intact
-    assert cut.head != head
+    assert cut.broken == audit.BrokenLine(path, 4, "lines were cut off the end")
+    later = AuditLog(tmp_path / "audit", clock=lambda: NOW)
+    try:
+        assert later.verify(ALICE).intact, "over a restart only the head tells"
+        assert later.verify(ALICE).head != head
+    finally:
+        await later.close()
+
+
+async def test_the_newest_lines_of_one_instance_are_found(
+    log: AuditLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "ROTATE_BYTES", 1000)
+    pool, instance = PoolId("workers"), InstanceId("i-00000001")
+    for number in range(12):
+        about = instance if number % 2 else InstanceId("i-00000002")
+        action = AuditAction.INSTANCE_SLEPT if number < 10 else AuditAction.TRANSITION_DEFERRED
+        log.record(ALICE, action, "test", pool_id=pool, instance_id=about, detail=str(number))
+    assert [line["detail"] for line in log.recent(ALICE, 3, instance_id=instance)] == ["7", "9", "11"]
+    slept = log.recent(ALICE, 2, actions={AuditAction.INSTANCE_SLEPT}, pool_id=pool)
+    assert [(line["detail"], line["actor"]) for line in slept] == [("8", "test"), ("9", "test")]
+    assert log.recent(BOB, 3) == []
+    assert not (tmp_path / "audit/bob.jsonl").exists()
 
 
 async def test_an_unfinished_last_line_is_kept_aside_and_said(log: AuditLog, tmp_path: Path) -> None:
