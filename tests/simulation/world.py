@@ -103,10 +103,10 @@ class QuietNetworks:
 class World:
     """One host. `restart_agent` makes a new agent over the same database and the same machines."""
 
-    def __init__(self, directory: Path, *, memory_snapshot: bool = True) -> None:
+    def __init__(self, directory: Path, *, memory_snapshot: bool = True, clone: bool = False) -> None:
         self.directory = directory
         self.time = ManualTime()
-        self.runtime = InstantRuntime(memory_snapshot=memory_snapshot)
+        self.runtime = InstantRuntime(memory_snapshot=memory_snapshot, clone=clone)
         self.drives = PlainDrives()
 
     async def open(self) -> World:
@@ -136,7 +136,7 @@ class World:
             "attachments": self.attachments,
             "clock": clock,
         }
-        bases = Bases(
+        self.bases = Bases(
             directories=directories,
             guests=self.guests,
             reports=self.reports,
@@ -148,7 +148,7 @@ class World:
             **parts,  # type: ignore[arg-type]
             images=OneImage(),
             networks=QuietNetworks(),
-            bases=bases,
+            bases=self.bases,
             environment={},
         )
         records = Records(self.catalog, clock)

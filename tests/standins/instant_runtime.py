@@ -72,12 +72,12 @@ class _Server(asyncio.AbstractServer):
 class InstantRuntime:
     """Implements `mvm.runtime.base.Runtime` in memory."""
 
-    def __init__(self, *, name: str = "instant", memory_snapshot: bool = True) -> None:
+    def __init__(self, *, name: str = "instant", memory_snapshot: bool = True, clone: bool = False) -> None:
         self.name = name
         self.capabilities = Capabilities(
             isolated=True,
             memory_snapshot=memory_snapshot,
-            clone=False,
+            clone=clone,
             hot_drive_change=True,
             channel=ChannelKind.UNIX,
         )
@@ -178,16 +178,27 @@ class InstantRuntime:
         self._fault("publish_drives")
 
     async def base_key(self, machine: Machine) -> str | None:
-        return None
+        return f"{machine.role}-{machine.vcpus}-{machine.mem_mib}" if self.capabilities.clone else None
 
     async def keep_as_base(self, machine: Machine, process: ProcessIdentity, directory: Path) -> None:
-        raise AssertionError("it has no base")
+        self._fault("keep_as_base")
+        assert self._process(machine, process).paused, "a base of a running machine"
+        assert not any(directory.iterdir())
+        self.on_step("before keep_as_base")
+        (directory / "memory").write_text(str(machine.ref))
+        self.on_step("after keep_as_base")
 
     async def clone(self, machine: Machine, directory: Path) -> Snapshot:
-        raise AssertionError("it cannot be cloned")
+        self._fault("clone")
+        assert machine.ref.instance_id not in self.processes
+        snapshot = Snapshot(directory=machine.state_dir, metadata={"of": (directory / "memory").read_text()})
+        self.snapshots[machine.ref.instance_id] = snapshot
+        return snapshot
 
     async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
         self._fault("stop")
+        if machine.ref.instance_id in self.snapshots:
+            assert grace_seconds == 0, "what is saved would go on while it shuts down"
         self.on_step("before stop")
         self.end(machine.ref.instance_id)
         self.on_step("after stop")

@@ -1,0 +1,167 @@
+"""New workers as copies of a base: made once, kept apart from every tenant, and never in the way of a start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.simulation.world import ALICE, GATEWAYS, World
+from tests.standins.instant_runtime import Guest
+
+from mvm.host.bases import NOBODY
+from mvm.model.entities import Instance
+from mvm.model.errors import Unavailable
+from mvm.model.ids import InstanceId
+from mvm.model.states import State
+from mvm.wire import messages
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = await World(tmp_path, clone=True).open()
+    await world.tenant()
+    yield world
+    await world.close()
+
+
+def made_by_booting(world: World) -> int:
+    return world.runtime.starts
+
+
+def left_of_bases(world: World) -> list[str]:
+    """Everything under the bases' directory but the finished bases; the processes that serve no instance."""
+    work = world.bases.directory / ".work"
+    strangers = set(world.runtime.processes) - set(world.catalog.instances)
+    return [str(path) for path in sorted(work.glob("*"))] + sorted(strangers)
+
+
+def stages(instance: Instance) -> list[str]:
+    assert instance.last_wake is not None
+    return [stage.stage for stage in instance.last_wake.stages]
+
+
+async def test_the_first_worker_is_a_copy_of_the_base_and_learns_who_it_is(world: World) -> None:
+    ref = await world.worker()
+    assert made_by_booting(world) == 1  # the base; the worker itself was restored
+    assert world.runtime.restores == 1
+    assert world.guest(ref).wakes == 1
+    assert "restore" in stages(world.catalog.instance(ref))
+    assert left_of_bases(world) == []
+
+
+async def test_the_base_takes_a_turn_before_it_is_drained_and_kept(world: World) -> None:
+    met: dict[int, Guest] = {}
+    guest_of = world.runtime.guest
+
+    def guest(instance: InstanceId) -> Guest:
+        found = guest_of(instance)
+        met[id(found)] = found
+        return found
+
+    world.runtime.guest = guest  # type: ignore[method-assign]
+    await world.worker()
+    base = next(iter(met.values()))
+    assert base.requests.index("Exec") < base.requests.index("SleepPrep")
+
+
+async def test_workers_that_start_together_share_one_base(world: World) -> None:
+    await asyncio.gather(world.worker(), world.worker(), world.worker())
+    assert made_by_booting(world) == 1
+    assert world.runtime.restores == 3
+
+
+async def test_a_base_outlives_the_agent(world: World) -> None:
+    await world.worker()
+    await world.restart_agent()
+    await world.worker()
+    assert made_by_booting(world) == 1
+
+
+async def test_a_gateway_boots(world: World) -> None:
+    await world.worker(pool=GATEWAYS)
+    assert made_by_booting(world) == 1
+    assert world.runtime.restores == 0
+    assert not world.bases.directory.exists()
+
+
+async def test_a_worker_that_ran_before_boots_from_its_own_data(world: World) -> None:
+    ref = await world.worker(state=State.STOPPED)
+    await world.lifecycle.start(ref, actor="test")
+    assert made_by_booting(world) == 2
+    assert world.runtime.restores == 1
+
+
+@pytest.mark.parametrize("step", ["start", "pause", "keep_as_base"])
+async def test_a_worker_boots_when_there_can_be_no_base(world: World, step: str) -> None:
+    world.runtime.fail[step] = Unavailable("the disk is full")
+    ref = await world.worker()
+    assert world.state(ref) is State.RUNNING
+    assert world.runtime.restores == 0
+    assert left_of_bases(world) == []
+    before = made_by_booting(world)
+    await world.worker()
+    assert made_by_booting(world) == before + 1  # the base is not tried again by this agent
+
+
+async def test_a_worker_boots_when_the_first_turn_of_the_base_fails(world: World) -> None:
+    async def refuse(request: messages.HostToGuest) -> None:
+        if isinstance(request, messages.Exec):
+            raise AssertionError("no turn")
+
+    guest_of = world.runtime.guest
+
+    def guest(instance: InstanceId) -> Guest:
+        found = guest_of(instance)
+        found.before = refuse
+        return found
+
+    world.runtime.guest = guest  # type: ignore[method-assign]
+    ref = await world.worker()
+    assert world.state(ref) is State.RUNNING
+    assert world.runtime.restores == 0
+    assert left_of_bases(world) == []
+
+
+async def test_a_copy_that_cannot_be_made_is_no_reason_not_to_start(world: World) -> None:
+    await world.worker()
+    world.runtime.fail["clone"] = Unavailable("the disk is full")
+    ref = await world.worker()
+    assert world.state(ref) is State.RUNNING
+    assert made_by_booting(world) == 2
+
+
+async def test_an_agent_killed_while_it_makes_a_base_leaves_nothing_of_it(world: World) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(step: str) -> None:
+        if step == "before keep_as_base":
+            raise Killed
+
+    world.runtime.on_step = kill
+    removing = world.bases._remove
+    first = True
+
+    async def die_instead(*given: object) -> None:
+        """What a killed agent does not do any more."""
+        nonlocal first
+        if first:
+            first = False
+            await removing(*given)  # type: ignore[arg-type]
+
+    world.bases._remove = die_instead  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        await world.worker()
+    assert len(left_of_bases(world)) == 2
+    world.runtime.on_step = lambda step: None
+    await world.restart_agent()
+    await world.bases.clear_unfinished(world.runtime)
+    assert left_of_bases(world) == []
+
+
+async def test_nobody_is_among_the_tenants(world: World) -> None:
+    await world.worker()
+    assert NOBODY not in world.catalog.tenants
+    assert [i.tenant_id for i in world.catalog.instances.values()] == [ALICE]
