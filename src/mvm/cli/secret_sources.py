@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 from mvm.model.deployment import Deployment, SecretSource
 from mvm.model.errors import InvalidInput
 from mvm.model.ids import TenantId
-from mvm.model.secret_files import read_secrets
+from mvm.model.secret_files import SecretValues, read_secrets
 from mvm.model.secrets import LOGICAL_NAMES, SecretName
 
 
 def read_sources(
     *, files: Sequence[str], variables: Sequence[str], environ: Mapping[str, str] = os.environ
-) -> dict[str, str]:
-    """`scope/KEY` -> value for `NAME=PATH` and `NAME=VARIABLE`; raises `InvalidInput` with all that is wrong."""
+) -> SecretValues:
+    """Values by `scope/KEY` for each `NAME=PATH` and `NAME=VARIABLE`; raises `InvalidInput` with all that is wrong."""
     sources = [_source(item, "file") for item in files] + [_source(item, "env") for item in variables]
     if not sources:
         raise InvalidInput("no secret is given", hint="name one with --file NAME=PATH or --env NAME=VARIABLE")
-    return read_secrets(Deployment.model_construct(name=TenantId("none"), secrets=tuple(sources)), environ).values
+    return read_secrets(Deployment.model_construct(name=TenantId("none"), secrets=tuple(sources)), environ)
 
 
 def _source(item: str, kind: str) -> SecretSource:

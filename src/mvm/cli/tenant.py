@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -109,6 +111,7 @@ def secrets_set(
         list[str] | None, typer.Option("--env", metavar="NAME=VARIABLE", help="From a variable; repeatable.")
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Remove all secrets that are not given now.")] = False,
+    check: Annotated[bool, typer.Option(help="Ask Telegram and the model provider whether they know the keys.")] = True,
     output: Output = Format.TABLE,
     as_json: AsJson = False,
 ) -> None:
@@ -119,9 +122,28 @@ def secrets_set(
     from mvm.cli.secret_sources import read_sources
 
     tenant_id = options.tenant(tenant)
-    values = read_sources(files=file or [], variables=env or [])
-    answer = session.call("SecretsSet", {"tenant_id": tenant_id, "secrets": values, "prune": prune})
+    secrets = read_sources(files=file or [], variables=env or [])
+    notes = [*secrets.warnings, *(_checked(tenant_id, secrets.values, prune=prune) if check else ())]
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    answer = session.call("SecretsSet", {"tenant_id": tenant_id, "secrets": secrets.values, "prune": prune})
     emit(answer, lambda: _changed(answer["changed"], f"secrets of {tenant_id}"), output, as_json)
+
+
+def _checked(tenant_id: str, values: Mapping[str, str], *, prune: bool) -> list[str]:
+    """Notes about services that could not be asked; raises `InvalidInput` for a key that its service does not know."""
+    from mvm.model.entities import OpenClawSettings
+    from mvm.model.secrets import LOGICAL_NAMES
+    from mvm.openclaw.checks import check_keys
+
+    tenant = session.call("TenantInfo", {"tenant_id": tenant_id})["tenant"]
+    settings = OpenClawSettings.model_validate(tenant.get("openclaw") or {})
+    anthropic = LOGICAL_NAMES["anthropic_key"].path
+    kept = [] if prune else session.call("SecretsList", {"tenant_id": tenant_id})["secrets"]
+    if anthropic in kept and anthropic not in values:
+        # A base URL of the tenant's own belongs to Anthropic's key when there is one (`checks`).
+        settings = settings.model_copy(update={"provider_base_url": None})
+    return session.run(check_keys(settings, values))
 
 
 @secrets.command("rotate")
@@ -139,9 +161,9 @@ def secrets_rotate(
 
 @secrets.command("list")
 def secrets_list(tenant: options.Tenant, output: Output = Format.TABLE, as_json: AsJson = False) -> None:
-    """List the names of a tenant's secrets. Values are never shown."""
+    """List the names of a tenant's secrets, and the pools whose instances get them. Values are never shown."""
     answer = session.call("SecretsList", {"tenant_id": options.tenant(tenant)})
-    emit(answer, lambda: _secrets_table(answer["secrets"]), output, as_json)
+    emit(answer, lambda: _secrets_table(answer), output, as_json)
 
 
 def _quotas(written: list[str] | None) -> dict[str, int]:
@@ -187,8 +209,10 @@ def _describe(answer: dict[str, Any]) -> str:
     )
 
 
-def _secrets_table(names: list[str]) -> str:
-    return columns(("scope", "key"), [name.split("/", 1) for name in names], empty="no secrets")
+def _secrets_table(answer: dict[str, Any]) -> str:
+    pools = answer.get("pools", {})
+    rows = [(*name.split("/", 1), pools.get(name)) for name in answer["secrets"]]
+    return columns(("scope", "key", "pools"), rows, empty="no secrets")
 
 
 def _changed(names: list[str], whose: str) -> str:

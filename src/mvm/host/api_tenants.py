@@ -9,6 +9,7 @@ from mvm.host.tenants import TenantChanges
 from mvm.model.base import PoolIdField, TenantIdField
 from mvm.model.entities import OPENCLAW_QUOTAS, Count, OpenClawSettings, PoolSpec, Quotas, default_policy
 from mvm.model.errors import InvalidInput
+from mvm.model.secrets import visible_secrets
 from mvm.model.validation import parse
 
 if TYPE_CHECKING:
@@ -140,8 +141,14 @@ async def secrets_rotate(host: Host, params: SecretsRotate, call: Call) -> Json:
 
 async def secrets_list(host: Host, params: OfTenant, call: Call) -> Json:
     tenant = host.catalog.tenant(params.tenant_id)
-    names = await host.secrets.names(tenant.tenant_id)
-    return {"secrets": [name.path for name in names], "secrets_epoch": tenant.secrets_epoch}
+    names = {name.path: name for name in await host.secrets.names(tenant.tenant_id)}
+    pools = host.catalog.pools_of(tenant.tenant_id)
+    seen = {pool.pool_id: visible_secrets(pool.role, pool.secret_scopes, names) for pool in pools}
+    return {
+        "secrets": list(names),
+        "pools": {path: [pool for pool, visible in seen.items() if path in visible] for path in names},
+        "secrets_epoch": tenant.secrets_epoch,
+    }
 
 
 async def pool_create(host: Host, params: PoolCreate, call: Call) -> Json:

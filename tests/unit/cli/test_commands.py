@@ -13,6 +13,8 @@ from tests.unit.cli import samples
 from tests.unit.cli.conftest import ScriptedAgent, Type
 
 from mvm.cli import session
+from mvm.model.entities import OpenClawSettings
+from mvm.model.errors import InvalidInput
 
 WORKER = samples.WORKER
 
@@ -20,6 +22,7 @@ WORKER = samples.WORKER
 WAKE = {"tenant_id": "alice", "pool_id": "workers", "instance_id": "i-0a1b2c3d"}
 POOL = {"tenant_id": "alice", "pool_id": "workers"}
 T = {"tenant_id": "alice"}
+KEY = "anthropic/ANTHROPIC_API_KEY"
 I = {"address": WORKER}  # noqa: E741 - an instance
 
 
@@ -34,7 +37,7 @@ def answers() -> dict[str, Any]:
         "TenantDestroy": {},
         "SecretsSet": {"changed": ["x/Y"], "secrets_epoch": 2},
         "SecretsRotate": {"rotated": ["openclaw/OPENCLAW_AUTH_TOKEN"], "secrets_epoch": 3},
-        "SecretsList": {"secrets": ["anthropic/ANTHROPIC_API_KEY"]},
+        "SecretsList": {"secrets": [KEY], "pools": {KEY: ["workers"]}, "secrets_epoch": 1},
         "PoolCreate": {"pool": pool},
         "PoolList": {"pools": [pool]},
         "PoolInfo": {"pool": pool, "instances": [instance]},
@@ -86,7 +89,7 @@ COMMANDS: list[tuple[str, str, dict[str, Any], str]] = [
         {**T, "scope": "openclaw"},
         "OPENCLAW_AUTH_TOKEN",
     ),
-    ("tenant secrets list alice", "SecretsList", T, "ANTHROPIC_API_KEY"),
+    ("tenant secrets list alice", "SecretsList", T, "ANTHROPIC_API_KEY  workers"),
     ("pool list alice", "PoolList", T, "capability-openclaw"),
     ("pool info alice/workers", "PoolInfo", POOL, WORKER),
     ("pool scale alice/workers --running 2", "PoolScale", {**POOL, "running": 2}, "scaled"),
@@ -211,7 +214,7 @@ def test_secrets_are_read_from_files_and_variables(
     monkeypatch.setenv("EMPTY", "")
     typed = mvm(
         *("tenant", "secrets", "set", "alice", "--file", f"anthropic_key={key}", "--env", "telegram_token=MY_TOKEN"),
-        *("--file", f"x/Y={key}", "--prune"),
+        *("--file", f"x/Y={key}", "--prune", "--no-check"),
     )
     assert typed.out == "secrets of alice changed: x/Y\n"
     assert ready.asked("SecretsSet") == {
@@ -224,6 +227,42 @@ def test_secrets_are_read_from_files_and_variables(
         assert typed.status == 2
         assert "sk-very-secret" not in typed.err
     assert mvm("tenant", "secrets", "set", "alice").status == 2
+
+
+@pytest.mark.parametrize(("held", "base"), [([], "http://127.0.0.1:9"), ([KEY], None)])
+def test_keys_are_checked_as_for_a_new_deployment_before_they_are_set(
+    ready: ScriptedAgent,
+    mvm: Type,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    held: list[str],
+    base: str | None,
+) -> None:
+    asked: list[tuple[str | None, dict[str, str]]] = []
+
+    async def check(settings: OpenClawSettings, values: dict[str, str]) -> list[str]:
+        asked.append((settings.provider_base_url, values))
+        if values["openai/OPENAI_API_KEY"] == "wrong":
+            raise InvalidInput("OpenAI does not know the key openai/OPENAI_API_KEY (HTTP 401)", hint="look again")
+        return ["OpenAI cannot be reached"]
+
+    monkeypatch.setattr("mvm.openclaw.checks.check_keys", check)
+    settings = {"provider_base_url": "http://127.0.0.1:9"}
+    ready.answers["TenantInfo"] = {"tenant": {**samples.tenant(), "openclaw": settings}, "pools": [], "users": []}
+    ready.answers["SecretsList"] = {"secrets": held}
+    key = tmp_path / "key"
+    key.write_text("right\n")
+    key.chmod(0o644)
+    typed = mvm("tenant", "secrets", "set", "alice", "--file", f"openai_key={key}", "--json")
+    assert typed.status == 0
+    assert typed.err == (
+        f"note: {key} can be read by others on this machine: chmod 600 {key}\nnote: OpenAI cannot be reached\n"
+    )
+    assert asked == [(base, {"openai/OPENAI_API_KEY": "right"})]
+    key.write_text("wrong\n")
+    ready.requests.clear()
+    assert mvm("tenant", "secrets", "set", "alice", "--file", f"openai_key={key}").status == 2
+    assert "SecretsSet" not in [name for name, _ in ready.requests]
 
 
 def test_a_pool_is_created_with_what_was_asked_for(ready: ScriptedAgent, mvm: Type) -> None:

@@ -118,6 +118,7 @@ async def test_names_of_secrets_are_shown_and_values_never(agent: Agent) -> None
     await agent.deploy()
     listed = await agent.call("SecretsList", tenant_id="alice")
     assert listed["secrets"] == sorted(SECRETS)
+    assert listed["pools"] == dict(zip(sorted(SECRETS), (["workers"], ["gateways"]), strict=True))
     changed = await agent.call("SecretsSet", tenant_id="alice", secrets={"x/Y": "other-value"})
     assert changed == {"changed": ["x/Y"], "secrets_epoch": 2}
     assert (await agent.call("SecretsRotate", tenant_id="alice", scope="x"))["rotated"] == ["x/Y"]
