@@ -106,6 +106,7 @@ class Host:
     deployments: Deployments
     inspection: Inspection
     attachments: Attachments
+    bases: Bases
     shutdown: asyncio.Event
     serving: asyncio.Event
     """Set while requests are taken."""
@@ -317,6 +318,7 @@ async def open_host(
             deployments=deployments,
             inspection=inspection,
             attachments=attachments,
+            bases=bases,
             shutdown=asyncio.Event(),
             serving=asyncio.Event(),
         )
@@ -394,6 +396,8 @@ async def _recover(host: Host, holding: asyncio.Event) -> None:
     """Instances first, then what was being removed, then whoever runs hears of changes that were cut short."""
     try:
         await host.recovery.run(holding=holding)
+        for name in host.runtimes.names:
+            await host.bases.clear_unfinished(host.runtimes.named(name))
         await host.users.resume_removals()
         await host.pools.resume_removals()
         await host.tenants.resume_removals()

@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import shutil
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +55,7 @@ DRAIN_SECONDS = 60
 NO_NETWORK = InstanceNetwork(guest_ip="192.0.2.3", gateway_ip="192.0.2.1", mac="02:fc:00:00:00:03")
 """Addresses from the range that is never routed (RFC 5737); there is nobody at the other end either."""
 _WORK = ".work"
+_ABOUT = "about.json"
 
 
 class Bases:
@@ -117,6 +120,11 @@ class Bases:
             log.info("removing an unfinished base", key=left.parent.name)
             await self._remove(self._nobody(left.parent.name, _bare(left)), runtime)
 
+    def unused(self, images: Collection[str]) -> list[Path]:
+        """Bases of images that are none of `images`: nobody will ask for them again."""
+        about = ((path.parent, json.loads(path.read_text())) for path in self.directory.glob(f"*/{_ABOUT}"))
+        return sorted(base for base, told in about if told["image"] is not None and told["image"] not in images)
+
     async def _make(self, key: str, base: Path, pool: Pool, like: Machine, runtime: Runtime) -> None:
         tell = progress.current()
         machine = self._nobody(key, like)
@@ -134,6 +142,7 @@ class Bases:
             await runtime.pause(machine, process)
             finished.mkdir(mode=0o700, parents=True)
             await runtime.keep_as_base(machine, process, finished)
+            (finished / _ABOUT).write_text(json.dumps({"image": machine.image.name if machine.image else None}))
             await runtime.stop(machine, process, grace_seconds=0)
             finished.replace(base)
         finally:

@@ -20,6 +20,7 @@ from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
 from mvm.host.drive_preparation import DrivePreparer
 from mvm.host.guests import Guests
+from mvm.host.last_logs import keep_last_logs
 from mvm.host.machines import InstanceDirectories
 from mvm.host.progress import Progress
 from mvm.host.records import describe
@@ -242,6 +243,7 @@ class BringUp:
         await self._attachments.detach(latest.instance_id)
         process = await runtime.find(machine) or latest.process
         if process is not None and await runtime.alive(process):
+            await keep_last_logs(self._guests, runtime, machine)
             await runtime.stop(machine, process, grace_seconds=UNDO_GRACE_SECONDS)
         self._reports.forget(latest.instance_id)
         self._directories.remove_secrets(latest.ref)

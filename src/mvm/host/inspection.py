@@ -12,6 +12,7 @@ from typing import Any
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.guests import Guests
+from mvm.host.last_logs import directory_of
 from mvm.host.lifecycle import Lifecycle
 from mvm.host.runtimes import Runtimes
 from mvm.model.entities import Instance
@@ -29,6 +30,8 @@ MAX_LOGS = 16
 LAST_LINES = 60
 """How far back `last_words` looks."""
 EXEC_MARGIN_SECONDS = 10.0
+CONSOLE = "serial"
+"""What a machine's kernel and init say, until its services have logs of their own."""
 _SERVICE = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
@@ -54,18 +57,26 @@ class Inspection:
                 return await self._logs_of_guest(instance, service, lines)
             except MvmError:
                 pass  # it does not answer: what it has written is all the more of interest
-        directory = self._lifecycle.machine(instance).data / "log"
-        found = await asyncio.to_thread(read_logs, directory, service, lines)
+        found = await asyncio.to_thread(self._logs_on_host, instance, service, lines)
         if not found:
             which = f"service {service!r} of {ref}" if service else str(ref)
-            raise NotFound(f"there is no log of {which} to be read", hint="it may not have run yet")
+            asleep = instance.state is State.SLEEPING and self._runtimes.of(instance).capabilities.images
+            hint = f"they are in its machine: `mvm instance wake {ref}`" if asleep else "it may not have run yet"
+            raise NotFound(f"there is no log of {which} to be read", hint=hint)
         return found
 
     async def last_words(self, instance: Instance) -> str | None:
         """The line of OpenClaw's log that most likely says why it does not run; None when there is no log."""
-        directory = self._lifecycle.machine(instance).data / "log"
-        logs = await asyncio.to_thread(read_logs, directory, None, LAST_LINES)
-        return telling_line(logs.get("openclaw") or logs.get("agent") or "")
+        logs = await asyncio.to_thread(self._logs_on_host, instance, None, LAST_LINES)
+        return telling_line(logs.get("openclaw") or logs.get("agent") or logs.get(CONSOLE) or "")
+
+    def _logs_on_host(self, instance: Instance, service: str | None, lines: int) -> dict[str, str]:
+        """What the host has of an instance's logs, the console of its machine included."""
+        machine = self._lifecycle.machine(instance)
+        found = read_logs(directory_of(machine), service, lines)
+        if service in (None, CONSOLE) and (text := _tail(machine.state_dir / f"{CONSOLE}.log")):
+            found[CONSOLE] = redact("\n".join(text.splitlines()[-lines:]))
+        return found
 
     async def _logs_of_guest(self, instance: Instance, service: str | None, lines: int) -> dict[str, str]:
         answer = await self._guests.call(

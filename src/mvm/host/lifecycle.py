@@ -295,6 +295,7 @@ class Lifecycle:
                 except Exception as error:
                     await self._rest.stay_awake(instance, error, actor=actor)
                     raise
+            await self._rest.keep_logs(instance)
             policy = self._catalog.pool(instance.tenant_id, instance.pool_id).runtime_policy
             await self.end_process(
                 instance, grace_seconds=KILL_GRACE_SECONDS if force else policy.graceful_shutdown_seconds

@@ -13,6 +13,7 @@ from mvm.host.bring_up import BringUp
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.guests import Guests
+from mvm.host.last_logs import keep_last_logs
 from mvm.host.records import Records, describe
 from mvm.host.runtimes import Runtimes
 from mvm.model.entities import Instance
@@ -61,6 +62,11 @@ class Rest:
         if not ack.success:
             raise Refused(f"{instance.ref} stays awake: {ack.detail or 'it refused to be drained'}")
         return instance.model_copy(update={"next_alarm_at": ack.next_alarm_at})
+
+    async def keep_logs(self, instance: Instance) -> None:
+        """Before a running instance ends: what it has written stays readable."""
+        if instance.state is State.RUNNING:
+            await keep_last_logs(self._guests, self._runtimes.of(instance), self._bring_up.machine(instance))
 
     async def pause(self, instance: Instance, stages: Stages) -> None:
         """Stop the vCPUs of a drained instance."""
