@@ -5,7 +5,7 @@ ARGS ?=
 RUNTIME ?=
 export MVM_PROGRAMS_DIR ?= $(CURDIR)/.mvm/programs
 
-.PHONY: help setup quickstart test test-full lint format bench lock clean
+.PHONY: help setup quickstart test test-full test-vm lint format bench lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -e 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ test: setup  ## every check and test but the full failure matrix
 
 test-full: setup  ## every check and test
 	@.venv/bin/python scripts/test.py --full $(ARGS)
+
+test-vm: setup  ## every test that needs virtual machines, the long ones too (90 minutes at most where they are emulated)
+	@.venv/bin/python scripts/test.py --vm $(ARGS)
 
 lint: setup  ## ruff, mypy, import contracts
 	@.venv/bin/ruff check

@@ -1,13 +1,15 @@
-"""Run every check and test (`make test`), and fail when a test leaves a process, a file or memory behind.
+"""Run every check and test (`make test`), and fail when a test leaves anything behind on the machine.
 
-Two runs of pytest: all that needs no real OpenClaw on two workers, then the tests with the real one, alone on the
-machine. `--full` adds the tests marked slow. Further arguments go to pytest.
+Three runs of pytest: all that needs neither a real OpenClaw nor a virtual machine, on two workers; then the tests with
+the real one, and then those with virtual machines, each alone on the machine. `--full` adds the tests marked slow,
+`--vm` runs all that need virtual machines and nothing else. Further arguments go to pytest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ MARK = "MVM_TEST_RUN"
 """Environment variable that every process started by the tests inherits."""
 NO_TESTS_COLLECTED = 5
 GRACE_SECONDS = 10.0
+OUR_DEVICES = re.compile(r"br-tenant-\d+|tn\d+i\d+|mvm")
 OURS = "pytest"
 """How the names of pytest's own directories in the temporary one begin."""
 
@@ -49,8 +52,17 @@ def memory_files() -> set[Path]:
     return set(Path("/dev/shm").glob("mvm-*"))  # noqa: S108
 
 
-def left_behind(mark: str, temporary: Path, before: set[Path]) -> list[str]:
-    """What the tests left: processes (ended here, after a grace), files in memory and in the temporary directory."""
+def kernel_objects() -> set[str]:
+    """Network devices and namespaces of ours, and mounts below temporary directories, that there are on this machine."""
+    devices = (path.name for path in Path("/sys/class/net").glob("*"))
+    found = {f"network device {name}" for name in devices if OUR_DEVICES.match(name)}
+    found |= {f"network namespace {path.name}" for path in Path("/run/netns").glob("mvm*")}
+    mounts = (line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines())
+    return found | {f"mount {point}" for point in mounts if point.startswith(tempfile.gettempdir())}
+
+
+def left_behind(mark: str, temporary: Path, before: set[Path], objects: set[str]) -> list[str]:
+    """What the tests left: processes (ended here, after a grace), kernel objects, files in memory and on the disk."""
     deadline = time.monotonic() + GRACE_SECONDS
     while survivors(mark) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -58,18 +70,19 @@ def left_behind(mark: str, temporary: Path, before: set[Path]) -> list[str]:
     for pid in survivors(mark):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    left += sorted(kernel_objects() - objects)
     left += [f"{path}" for path in sorted(memory_files() - before)]
     left += [f"{path}" for path in sorted(temporary.iterdir()) if not path.name.startswith(OURS)]
     return left
 
 
 def main() -> int:
-    """Both runs, then the check for left-overs; the status is 0 only when all is well."""
+    """Every run, then the check for left-overs; the status is 0 only when all is well."""
     arguments = sys.argv[1:]
-    full = "--full" in arguments
-    arguments = [argument for argument in arguments if argument != "--full"]
-    scope = "" if full else " and not slow"
-    mark, before = uuid.uuid4().hex, memory_files()
+    full, vm = "--full" in arguments, "--vm" in arguments
+    arguments = [argument for argument in arguments if argument not in ("--full", "--vm")]
+    scope = "" if full or vm else " and not slow"
+    mark, before, objects = uuid.uuid4().hex, memory_files(), kernel_objects()
     temporary = Path(tempfile.mkdtemp(prefix="mvmt-"))  # short: sockets live in it
     environment = {
         **os.environ,
@@ -79,11 +92,13 @@ def main() -> int:
         "HYPOTHESIS_STORAGE_DIRECTORY": str(temporary / f"{OURS}-hypothesis"),
     }
     try:
+        runs = {"not openclaw and not vm": 2, "openclaw and not vm": 0, "vm": 0}
         statuses = [
-            pytest(f"not openclaw{scope}", ["-n", "2", *arguments], environment, temporary / f"{OURS}-1"),
-            pytest(f"openclaw{scope}", ["-n", "0", *arguments], environment, temporary / f"{OURS}-2"),
+            pytest(f"{selection}{scope}", ["-n", str(workers), *arguments], environment, temporary / f"{OURS}-{number}")
+            for number, (selection, workers) in enumerate(runs.items(), 1)
+            if selection == "vm" or not vm
         ]
-        left = left_behind(mark, temporary, before)
+        left = left_behind(mark, temporary, before, objects)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for item in left:
