@@ -53,7 +53,7 @@ def memory_files() -> set[Path]:
 
 
 def kernel_objects() -> set[str]:
-    """Network devices and namespaces of ours, and mounts below temporary directories, that there are on this machine."""
+    """Network devices and namespaces of ours, and mounts below the temporary directory, that there are now."""
     devices = (path.name for path in Path("/sys/class/net").glob("*"))
     found = {f"network device {name}" for name in devices if OUR_DEVICES.match(name)}
     found |= {f"network namespace {path.name}" for path in Path("/run/netns").glob("mvm*")}

@@ -42,7 +42,7 @@ def test_a_process_that_tests_leave_is_found_named_and_ended(
 ) -> None:
     module = script("test")
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.0)
-    left = module.left_behind("run-of-this-test", tmp_path, module.memory_files())
+    left = module.left_behind("run-of-this-test", tmp_path, module.memory_files(), module.kernel_objects())
     assert [item.split(":")[0] for item in left] == [f"process {orphan.pid}"]
     assert orphan.wait(10) == -9
 
@@ -51,7 +51,15 @@ def test_files_that_tests_leave_are_found_and_pytest_s_own_are_not(tmp_path: Pat
     module = script("test")
     (tmp_path / "pytest-1").mkdir()
     (tmp_path / "forgotten").touch()
-    assert module.left_behind("no-such-run", tmp_path, module.memory_files()) == [str(tmp_path / "forgotten")]
+    left = module.left_behind("no-such-run", tmp_path, module.memory_files(), module.kernel_objects())
+    assert left == [str(tmp_path / "forgotten")]
+
+
+def test_devices_and_mounts_that_tests_leave_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("test")
+    monkeypatch.setattr(module, "kernel_objects", lambda: {"network device br-tenant-7", "network device br-tenant-8"})
+    left = module.left_behind("no-such-run", tmp_path, module.memory_files(), {"network device br-tenant-8"})
+    assert left == ["network device br-tenant-7"]
 
 
 def test_setup_uses_pip_s_index_and_never_downloads_a_python(monkeypatch: pytest.MonkeyPatch) -> None:
