@@ -36,7 +36,7 @@ from mvm.openclaw.programs import find_programs
 from mvm.runtime.process.claims import LOWEST_PORT
 
 ALICE = 5001
-NOT_OURS = frozenset({"restore", "boot", "agent", "service"})
+NOT_OURS = frozenset({"restore", "boot", "agent", "guest", "service"})
 READY_LIMIT_SECONDS = 120.0
 
 

@@ -58,7 +58,7 @@ async def test_a_message_to_a_sleeper_wakes_it_with_a_timeline(family: Operator)
     assert await family.say(ALICE, "good morning") == ["You said: good morning"]
     woken = await family.ask("instance", "info", family.address(worker))
     stages = [stage["stage"] for stage in woken["instance"]["last_wake"]["stages"]]
-    assert {"queue", "drives", "network", "restore", "agent", "service"} <= set(stages)
+    assert {"queue", "drives", "network", "restore", "agent", "guest", "service"} <= set(stages)
 
 
 async def test_twenty_messages_at_once_to_a_sleeper_are_all_answered_in_order(family: Operator) -> None:

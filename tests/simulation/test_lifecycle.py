@@ -41,6 +41,7 @@ async def test_a_sleeping_instance_has_no_process_and_wakes_running(world: World
         "drives",
         "restore",
         "agent",
+        "guest",
         "service",
     ]
 
@@ -53,7 +54,7 @@ async def test_a_sleep_and_a_wake_are_seen_in_the_metrics(world: World) -> None:
     with pytest.raises(Refused):
         await world.lifecycle.sleep(ref, actor="test")
     text = observability.metrics.render().decode()
-    for stage in ("queue", "network", "drives", "restore", "agent", "service", "total"):
+    for stage in ("queue", "network", "drives", "restore", "agent", "guest", "service", "total"):
         assert f'mvm_wake_duration_seconds_count{{stage="{stage}"}} 1.0' in text
     assert 'mvm_sleep_duration_seconds_count{stage="drain"} 1.0' in text
     assert 'mvm_instance_transitions_total{to="running"} 2.0' in text

@@ -1,4 +1,4 @@
-"""How an instance comes up: drives rebuilt, process started or restored, agent, service. Every stage is timed.
+"""How an instance comes up: drives rebuilt, process started or restored, agent, guest, service. Every stage is timed.
 
 Used by `mvm.host.lifecycle` for a start, a wake and a resume, and by `mvm.host.recovery` to finish one that was
 interrupted. Nothing here decides; the caller holds the instance's lock and has recorded the intent.
@@ -223,7 +223,8 @@ class BringUp:
         slowness = runtime.capabilities.slowness
         with stages("agent"):
             await self._guests.wait_for_agent(runtime, machine, process, limit=AGENT_LIMIT_SECONDS * slowness)
-            if restored or kind is TransitionKind.WAKE:
+        if restored or kind is TransitionKind.WAKE:
+            with stages("guest"):
                 await self._guests.wake(
                     runtime, machine, secrets_epoch=instance.secrets_epoch, config_version=instance.config_version
                 )
@@ -269,7 +270,7 @@ class BringUp:
         with stages("restore"):
             self._reports.forget(instance.instance_id)
             await runtime.resume(machine, process)
-        with stages("agent"):
+        with stages("guest"):
             await self._guests.wake(
                 runtime, machine, secrets_epoch=instance.secrets_epoch, config_version=instance.config_version
             )
