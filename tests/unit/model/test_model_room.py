@@ -131,7 +131,9 @@ def test_a_pool_that_cannot_be_is_refused(settings: dict[str, Any]) -> None:
         PoolSpec(**({"pool_id": "w"} | settings))
 
 
-@pytest.mark.parametrize("text", ["10.0.0.0/8", "192.0.2.7", "10.0.0.0/8:443", "0.0.0.0/0:80,8000-8080", "host:8080"])
+@pytest.mark.parametrize(
+    "text", ["10.0.0.0/8", "192.0.2.7", "10.0.0.0/8:443", "0.0.0.0/0:80,8000-8080", "host:8080", "internet"]
+)
 def test_what_the_contract_names_is_an_egress_rule(text: str) -> None:
     parse_rule(text)
 
