@@ -106,7 +106,7 @@ class _Run:
 
         node = await demo.client.call("NodeInfo")
         self._check_runtime(node)
-        state = await demo.prepare()
+        state = await demo.prepare(networks=node["isolated"])
         made = await create_deployment(
             self._name, locations=self._locations, config=demo.deploy_file, on_progress=demo.show, say=self._say
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mvm.cli.progress import Show
 from mvm.demo import background
@@ -23,9 +24,9 @@ from mvm.model.errors import Conflict, MvmError, NotFound, TimedOut
 PERSON = 111111111
 """Whom the stand-in Telegram plays: alice's number."""
 WORDS = "hello"
-START_LIMIT = 600.0
-"""Seconds for the first start of a worker: three minutes are needed in an emulated VM."""
-SLEEP_LIMIT = 120.0
+START_LIMIT = 1800.0
+"""Seconds for the first start of a worker: in an emulated machine that makes its pool's base first, ten minutes."""
+SLEEP_LIMIT = 240.0
 """Seconds until a worker that runs must be asleep."""
 ANSWER_LIMIT = 240.0
 """Seconds until the answer must have reached Telegram; a cold start on a slow machine is in it."""
@@ -81,8 +82,11 @@ class Demo:
             return False
         return True
 
-    async def prepare(self) -> StandInState:
-        """The stand-ins, running, and the files that an operator would write, next to them."""
+    async def prepare(self, *, networks: bool) -> StandInState:
+        """The stand-ins, running, and the files that an operator would write, next to them.
+
+        `networks`: instances have networks of their own, from which the stand-ins' ports have to be allowed.
+        """
         if not self.directory.exists() and await self.exists():
             raise Conflict(
                 f"there is a deployment {self.name!r} that no demo made",
@@ -90,16 +94,16 @@ class Demo:
             )
         self.show(Progress("starting the stand-ins for Telegram and the model provider"))
         state = await background.ensure(self.state_file)
-        self._write_files(state)
+        self._write_files(state, networks=networks)
         self.say(f"stand-ins: Telegram at {state.telegram.url}, model provider at {state.model.url}")
         return state
 
-    def _write_files(self, state: StandInState) -> None:
+    def _write_files(self, state: StandInState, *, networks: bool) -> None:
         secrets = self.directory / "secrets"
         secrets.mkdir(mode=0o700, exist_ok=True)
         write_private(secrets / "telegram.token", state.telegram.token + "\n")
         write_private(secrets / "anthropic.key", state.model.key + "\n")
-        write_private(self.deploy_file, deploy_toml(self.name, state))
+        write_private(self.deploy_file, deploy_toml(self.name, state, networks=networks))
 
     async def worker(self) -> str:
         """Address of the worker that serves the person."""
@@ -166,9 +170,9 @@ def demo_directory(locations: Locations, name: str) -> Path:
     return locations.state_dir / "demo" / name
 
 
-def deploy_toml(name: str, state: StandInState) -> str:
+def deploy_toml(name: str, state: StandInState, *, networks: bool) -> str:
     """The file that an operator would write; only `[openclaw]` names what stands in for the real services."""
-    return f"""\
+    text = f"""\
 # Written by `mvm demo`. With files of your own below and without [openclaw] this serves real Telegram and Anthropic.
 [secrets]
 anthropic_key  = {{ file = "./secrets/anthropic.key" }}
@@ -182,4 +186,16 @@ telegram_api_root = {json.dumps(state.telegram.url)}
 [[users]]
 id = {json.dumps(name)}
 telegram = [{json.dumps(str(PERSON))}]
+"""
+    return text + (egress_of(state) if networks else "")
+
+
+def egress_of(state: StandInState) -> str:
+    """Each pool reaches its stand-in on this host, and nothing else of it."""
+    telegram, model = urlsplit(state.telegram.url).port, urlsplit(state.model.url).port
+    return f"""
+[overrides.gateways]
+egress = ["host:{telegram}"]
+[overrides.workers]
+egress = ["host:{model}"]
 """

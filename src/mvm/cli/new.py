@@ -83,7 +83,7 @@ async def create_deployment(
     `MvmError` of the step that failed; the agent has then removed what it created.
     """
     from mvm.host.autostart import ensure_agent
-    from mvm.model.deployment import advice
+    from mvm.model.deployment import advice, unreachable_services
     from mvm.model.errors import Unavailable
     from mvm.model.manifest import load_deploy_toml, new_deployment
     from mvm.model.secret_files import read_secrets
@@ -107,7 +107,10 @@ async def create_deployment(
         raise Unavailable(f"no instance can run here: {node['runtime_reason']}", hint="`mvm doctor` says what to do")
     if not node["isolated"] and any(pool.egress != "internet" for pool in deployment.pools):
         say("note: `egress` is not enforced: this runtime has no network of its own")
-    if not node["isolated"]:
+    if node["isolated"]:
+        for note in unreachable_services(deployment):
+            say(f"note: {note}")
+    else:
         say(f"note: runtime {node['runtime']}: {node['runtime_reason']}")
     params = {
         "deployment": deployment.model_dump(mode="json"),

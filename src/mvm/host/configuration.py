@@ -11,7 +11,9 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
+from mvm.model.deployment import loopback_port
 from mvm.model.entities import Instance, OpenClawSettings, Pool, Tenant, User
 from mvm.model.ids import worker_key
 from mvm.model.roles import Role
@@ -105,6 +107,7 @@ def _config(picture: Picture) -> Json:
         "guest_ip": instance.network.guest_ip,
         "gateway_ip": instance.network.gateway_ip,
         "prefix": instance.network.prefix,
+        "mac": instance.network.mac or None,
         "dns": list(picture.dns),
         "vcpus": pool.vcpus,
         "mem_mib": pool.mem_mib,
@@ -158,7 +161,7 @@ def _openclaw_config(picture: Picture) -> render.JsonObject:
             secret_keys=keys,
             router_port=layout.router_port,
             router_token_file=f"{layout.run}/openclaw/router-token",
-            telegram_api_root=settings.telegram_api_root,
+            telegram_api_root=as_seen_by_guest(settings.telegram_api_root, layout),
             discord_plugin_dir=layout.discord_plugin_dir,
         )
     return render.worker_config(
@@ -167,8 +170,16 @@ def _openclaw_config(picture: Picture) -> render.JsonObject:
         outbox_port=layout.outbox_port,
         outbox_token_file=f"{layout.run}/openclaw/outbox-token",
         model=settings.model,
-        provider_base_url=settings.provider_base_url,
+        provider_base_url=as_seen_by_guest(settings.provider_base_url, layout),
     )
+
+
+def as_seen_by_guest(url: str | None, layout: GuestLayout) -> str | None:
+    """A URL of a manifest where the guest can reach it: the host's loopback is another one in a machine of its own."""
+    if url is None or layout.host_address is None:
+        return url
+    port = loopback_port(url)
+    return url if port is None else urlsplit(url)._replace(netloc=f"{layout.host_address}:{port}").geturl()
 
 
 def place(layout: GuestLayout) -> render.Place:

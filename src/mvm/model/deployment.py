@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Self
+from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
@@ -235,6 +236,34 @@ def advice(deployment: Deployment) -> list[str]:
     if _has_role(deployment.pools, Role.CAPABILITY_OPENCLAW) and not keys & given and not custom:
         found.append("no model provider's key is given: workers cannot answer until there is one")
     return found
+
+
+def unreachable_services(deployment: Deployment) -> list[str]:
+    """Services on this host's loopback that a pool would need and its `egress` does not list, in words.
+
+    Only of interest where instances have networks of their own.
+    """
+    settings = deployment.openclaw
+    needed = (
+        (Role.GATEWAY, "telegram_api_root", settings.telegram_api_root),
+        (Role.CAPABILITY_OPENCLAW, "provider_base_url", settings.provider_base_url),
+    )
+    return [
+        f"{name} is a service of this host: pool {pool.pool_id!r} reaches it only with 'host:{port}' in its egress"
+        for role, name, url in needed
+        if (port := loopback_port(url)) is not None
+        for pool in deployment.pools
+        if pool.role is role and not (isinstance(pool.egress, tuple) and f"host:{port}" in pool.egress)
+    ]
+
+
+def loopback_port(url: str | None) -> int | None:
+    """The port of a URL whose host is this machine's loopback; None for any other."""
+    parts = urlsplit(url or "")
+    host = parts.hostname or ""
+    if host not in ("localhost", "::1") and not host.startswith("127."):
+        return None
+    return parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _has_role(pools: Sequence[PoolSpec], role: Role) -> bool:

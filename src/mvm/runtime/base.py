@@ -123,6 +123,9 @@ class GuestLayout:
     """Loopback port where the router answers the plugin (gateway role)."""
     outbox_port: int = 18792
     """Loopback port of the worker's outbox."""
+    host_address: str | None = None
+    """Where the guest finds what listens on the host's loopback, as far as its pool's `egress` lists it (`host:PORT`);
+    None where the host's loopback is its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
