@@ -20,6 +20,7 @@ from mvm.guest.router_table import RouterTable, Worker
 from mvm.guest.router_wake import NOTICE_REFUSED, WakeFailed, Wakes
 from mvm.guest.router_ws import WorkerPipe
 from mvm.guest.tokens import TokenFile
+from mvm.guest.trace import trace_of, valid_trace
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +85,14 @@ class RouterApi:
                 return Response(204)
             case "POST", ["v1", "deliveries", key, "sent"]:
                 delivery = await self._journal.sent(key)
-                self._events.report("AnswerSent", key, user=delivery.user)
+                trace = trace_of(key)
+                log.info("trace %s: the answer of %s is sent", trace, delivery.worker)
+                self._events.report("AnswerSent", key, user=delivery.user, worker=delivery.worker, trace=trace)
                 return Response(204)
             case "POST", ["v1", "deliveries", key, "failed"]:
                 return await self._failed(key, request.json_object())
             case "POST", ["v1", "workers", key, "wake"]:
-                return await self._wake(key)
+                return await self._wake(key, request.json_object().get("trace"))
             case "GET", ["v1", "workers", key, "ws"] if request.wants_upgrade:
                 worker = self._granted(key)
                 return self._not_granted(key) if worker is None else await self._workers.serve(worker, request)
@@ -112,6 +115,7 @@ class RouterApi:
         )
         if delivery.peer != peer:
             raise HttpError(409, "this key belongs to a message of somebody else")
+        log.info("trace %s: a message for %s, attempt %d", trace_of(key), worker.key, delivery.attempts)
         return _delivery_answer(delivery)
 
     async def _stranger(self, peer: str, body: dict[str, Any]) -> str | None:
@@ -123,17 +127,21 @@ class RouterApi:
         notice = body.get("notice")
         text = notice[:MAX_NOTICE] if isinstance(notice, str) and notice.strip() else NO_ANSWER
         delivery = await self._journal.failed(key, reason=reason, notice=text)
-        self._events.report("DeliveryFailed", f"{key}: {reason}", user=delivery.user)
+        trace = trace_of(key)
+        log.warning("trace %s: given up: %s", trace, reason)
+        self._events.report(
+            "DeliveryFailed", f"{key}: {reason}", user=delivery.user, worker=delivery.worker, trace=trace
+        )
         return Response(204)
 
-    async def _wake(self, key: str) -> Response:
+    async def _wake(self, key: str, trace: object) -> Response:
         worker = self._granted(key)
         if worker is None:
             return self._not_granted(key)
         try:
-            await self._wakes.wake(worker)
+            await self._wakes.wake(worker, trace=valid_trace(trace))
         except WakeFailed as failure:
-            self._events.report("WakeFailed", f"{key}: {failure.reason}", user=worker.user_id)
+            self._events.report("WakeFailed", f"{key}: {failure.reason}", user=worker.user_id, worker=worker.key)
             return Response.error(503, failure.notice, reason=failure.reason, retry=failure.retry)
         return Response.json(200, {"state": "running"})
 

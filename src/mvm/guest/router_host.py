@@ -66,10 +66,18 @@ class Events:
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
-    def report(self, kind: str, detail: str | None, *, user: str | None = None) -> None:
-        """Tell the operator, as soon as the host listens."""
+    def report(
+        self,
+        kind: str,
+        detail: str | None,
+        *,
+        user: str | None = None,
+        worker: str | None = None,
+        trace: str | None = None,
+    ) -> None:
+        """Tell the operator, as soon as the host listens; `worker` and `trace` say whose and which message it was."""
         text = None if detail is None else detail[:MAX_DETAIL]
-        self._waiting.append(messages.ReportEvent(kind=kind, user=user, detail=text))
+        self._waiting.append(messages.ReportEvent(kind=kind, user=user, detail=text, worker=worker, trace=trace))
         self._more.set()
 
     def start(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mvm.wire.routing import RouteTable, Target
-from mvm.wire.schema import INSTANCE_ID, NAME, PEER, ListOf, MessageError, Nullable, Pattern, Record
+from mvm.wire.schema import INSTANCE_ID, NAME, PEER, WORKER_KEY, ListOf, MessageError, Nullable, Record
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +22,6 @@ DELIVERY_PORT = 18789
 """Where a worker's forwarder listens unless the route names another port (CONTRACT 11)."""
 MAX_USERS = 4096
 MAX_PEERS = 64
-
-WORKER_KEY = Pattern("a worker key such as 'alice.alice'", r"[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,14 +69,14 @@ class Wakes:
         """Where that worker was when it was last woken or asked for."""
         return self._addresses.get(worker.instance_id)
 
-    async def wake(self, worker: Worker) -> str:
-        """Address of the worker, which runs when this returns. Raises `WakeFailed`.
+    async def wake(self, worker: Worker, *, trace: str | None = None) -> str:
+        """Address of the worker, which runs when this returns. Raises `WakeFailed`. `trace`: the message it is for.
 
         A caller that goes away does not end the wake, which others may share.
         """
         task = self._running.get(worker.instance_id)
         if task is None:
-            task = asyncio.create_task(self._wake(worker), name=f"wake {worker.key}")
+            task = asyncio.create_task(self._wake(worker, trace), name=f"wake {worker.key}")
             self._running[worker.instance_id] = task
             task.add_done_callback(lambda done: self._ended(worker.instance_id, done))
         return await asyncio.shield(task)
@@ -104,12 +104,13 @@ class Wakes:
         if not task.cancelled():
             task.exception()  # every caller may have gone away; then nobody else looks at it
 
-    async def _wake(self, worker: Worker) -> str:
+    async def _wake(self, worker: Worker, trace: str | None) -> str:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wake_seconds
         request = messages.WakeInstance(
-            tenant_id=worker.tenant_id, pool_id=worker.pool_id, instance_id=worker.instance_id
+            tenant_id=worker.tenant_id, pool_id=worker.pool_id, instance_id=worker.instance_id, trace=trace
         )
+        log.info("trace %s: asking for %s", trace, worker.key)
         pause = FIRST_PAUSE
         refusals = 0
         while True:

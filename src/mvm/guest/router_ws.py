@@ -14,6 +14,7 @@ from mvm.guest import pipe
 from mvm.guest.http import Request, Response, TakeOver
 from mvm.guest.router_table import Worker
 from mvm.guest.router_wake import NOTICE_NO_ANSWER, WakeFailed, Wakes
+from mvm.guest.trace import valid_trace
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,14 @@ class WorkerPipe:
     async def serve(self, worker: Worker, request: Request) -> Response | TakeOver:
         """Answer an Upgrade request: take over once the worker answers, else say why not."""
         try:
-            target, first = await self._connect(worker, _replayed(request, worker.port))
+            trace = valid_trace(request.query("trace"))
+            target, first = await self._connect(worker, _replayed(request, worker.port), trace)
         except WakeFailed as failure:
             return Response.error(503, failure.notice, reason=failure.reason, retry=failure.retry)
 
         async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self._count(1)
+            log.info("trace %s: %s is connected", trace, worker.key)
             try:
                 pipe.keep_alive(writer)
                 writer.write(first)
@@ -58,13 +61,13 @@ class WorkerPipe:
 
         return TakeOver(run)
 
-    async def _connect(self, worker: Worker, head: bytes) -> tuple[pipe.Connection, bytes]:
+    async def _connect(self, worker: Worker, head: bytes, trace: str | None) -> tuple[pipe.Connection, bytes]:
         """A connection on which the worker has begun to answer, and the beginning of its answer."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wakes.wake_seconds
         pause = FIRST_PAUSE
         while True:
-            address = await self._wakes.wake(worker)
+            address = await self._wakes.wake(worker, trace=trace)
             try:
                 return await self._open_to(address, worker.port, head, max(deadline - loop.time(), CONNECT_SECONDS))
             except OSError as error:

@@ -77,10 +77,17 @@ class Chronicle:
             self.audit.record(tenant_id, AuditAction(kind), actor, detail=detail)
         self.events.record(kind, tenant_id=tenant_id, user_id=user, actor=actor, detail=detail)
 
-    def guest_event(self, instance: Instance, kind: str, *, user: str | None, detail: str) -> None:
-        """The word of a guest, which may be a lie: an event in the guest's own name, never a line of the audit."""
+    def guest_event(
+        self, instance: Instance, kind: str, *, user: str | None, detail: str, about: Instance | None = None
+    ) -> None:
+        """The word of a guest, which may be a lie: an event in the guest's own name, never a line of the audit.
+
+        `about` is the worker that a gateway tells of, when it is one that it serves: then the event is that one's.
+        """
         told = f"{user}: {detail}" if user else detail
-        self.event(instance, f"Guest{kind}" if kind in _AUDITED else kind, actor=str(instance.ref), detail=told)
+        self.event(
+            about or instance, f"Guest{kind}" if kind in _AUDITED else kind, actor=str(instance.ref), detail=told
+        )
 
     async def flush(self) -> None:
         """Everything told so far is on the disk when this returns."""

@@ -14,6 +14,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+import structlog
+
 from mvm.host.allowance import Allowance
 from mvm.host.audit import AuditAction
 from mvm.host.catalog import Catalog
@@ -25,11 +27,14 @@ from mvm.host.reports import Activity, Reports
 from mvm.host.wakes import Wakes
 from mvm.model.entities import Instance
 from mvm.model.errors import MvmError, QuotaExceeded, Refused
-from mvm.model.ids import InstanceId, InstanceRef, PoolId, TenantId
+from mvm.model.ids import InstanceId, InstanceRef, PoolId, TenantId, UserId
 from mvm.model.roles import Role
 from mvm.runtime.base import Handler
+from mvm.telemetry.logs import bound
 from mvm.wire import messages, rpc
 from mvm.wire.tagged import Answer
+
+log = structlog.get_logger(__name__)
 
 MAX_CONNECTIONS_PER_INSTANCE = 64
 IDLE_TIMEOUT_SECONDS = 30.0
@@ -164,7 +169,16 @@ class WakeDesk:
             )
             guest.unrecorded = 0
         detail = (event.detail or "")[:MAX_EVENT_DETAIL]
-        self._chronicle.guest_event(caller, event.kind, user=event.user, detail=detail)
+        about = self._told_about(caller, event.worker)
+        self._chronicle.guest_event(caller, event.kind, user=event.user, detail=detail, about=about)
+        log.info("a guest tells", kind=event.kind, instance=str(caller.ref), trace=event.trace)
+
+    def _told_about(self, caller: Instance, worker: str | None) -> Instance | None:
+        """The worker that a gateway tells of, as `<tenant>.<user>`, when it serves that one."""
+        tenant_id, _, user_id = (worker or "").partition(".")
+        user = self._catalog.users.get((TenantId(tenant_id), UserId(user_id)))
+        target = self._catalog.instances.get(user.instance_id) if user is not None and user.instance_id else None
+        return target if target is not None and self._gateways.granted(caller, target) else None
 
     async def _take_report(self, caller: Instance, report: messages.ReportStatus) -> Answer:
         self._reports.record(
@@ -211,7 +225,11 @@ class WakeDesk:
         target = await self._granted(caller, request)
         try:
             async with asyncio.timeout(WAKE_SECONDS):
-                awake = await self._wakes.wake(target.ref, actor=f"message by {caller.instance_id}")
+                with bound(tenant=target.tenant_id, instance=str(target.ref), trace=request.trace):
+                    log.info("wake requested", gateway=str(caller.ref))
+                    actor = f"message by {caller.instance_id}"
+                    awake = await self._wakes.wake(target.ref, actor=actor, trace=request.trace)
+                    log.info("wake answered", state=awake.state.value)
         except TimeoutError:
             return self._not_awake(caller, target, "it is not awake yet; the wake goes on")
         except MvmError as error:

@@ -51,15 +51,18 @@ class Wakes:
         """True while somebody waits for that instance."""
         return instance in self._under_way
 
-    async def wake(self, ref: InstanceRef, *, actor: str) -> Instance:
-        """Return when the instance is running. Raises what kept it from running; `Refused` when it is held."""
+    async def wake(self, ref: InstanceRef, *, actor: str, trace: str | None = None) -> Instance:
+        """Return when the instance is running. Raises what kept it from running; `Refused` when it is held.
+
+        `trace` names the message that it is for, in the logs and the audit.
+        """
         instance = self._catalog.instance(ref)
         self._observer.wanted(ref.instance_id)
         if instance.state is State.RUNNING and instance.transition is None:
             return instance
         task = self._under_way.get(ref.instance_id)
         if task is None:
-            task = asyncio.create_task(self._bring_back(ref, actor=actor), name=f"wake {ref}")
+            task = asyncio.create_task(self._bring_back(ref, actor=actor, trace=trace), name=f"wake {ref}")
             self._under_way[ref.instance_id] = task
             task.add_done_callback(lambda done: self._done(ref.instance_id, done))
         return await asyncio.shield(task)
@@ -69,11 +72,12 @@ class Wakes:
         if not task.cancelled():
             task.exception()  # retrieved: every caller that still waits gets it, and none may be left
 
-    async def _bring_back(self, ref: InstanceRef, *, actor: str) -> Instance:
+    async def _bring_back(self, ref: InstanceRef, *, actor: str, trace: str | None) -> Instance:
         instance = self._catalog.instance(ref)
         if instance.held:
             raise Refused(f"{ref} was stopped by its operator", hint=f"`mvm instance start {ref}` lets it run again")
-        self._chronicle.record(instance, AuditAction.WAKE_REQUESTED, actor=actor)
+        detail = f"trace {trace}" if trace else None
+        self._chronicle.record(instance, AuditAction.WAKE_REQUESTED, actor=actor, detail=detail)
         while True:
             try:
                 return await self._lifecycle.start(ref, actor=actor)

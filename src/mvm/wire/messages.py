@@ -21,6 +21,8 @@ from mvm.wire.schema import (
     INSTANCE_ID,
     NAME,
     PEER,
+    TRACE,
+    WORKER_KEY,
     Base64,
     Checked,
     Choice,
@@ -312,9 +314,12 @@ class PairingCode(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class WakeInstance(Request[WakeResult], answer=WakeResult):
+    """`trace` names the message that needs the wake: the id of its turn at the worker's OpenClaw."""
+
     tenant_id: Annotated[str, NAME]
     pool_id: Annotated[str, NAME]
     instance_id: Annotated[str, INSTANCE_ID]
+    trace: Annotated[str | None, Optional(TRACE)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,6 +356,10 @@ class ReportEvent(Request[Ok], answer=Ok):
     kind: Annotated[str, Pattern("an event such as 'DeliveryFailed'", r"[A-Z][A-Za-z]{0,63}")]
     user: Annotated[str | None, Nullable(NAME)] = None
     detail: Annotated[str | None, Nullable(DETAIL)] = None
+    worker: Annotated[str | None, Optional(WORKER_KEY)] = None
+    """Whose worker it is about, as `<tenant>.<user>`; told by gateways."""
+    trace: Annotated[str | None, Optional(TRACE)] = None
+    """The message it is about, as in `WakeInstance`."""
 
 
 HostToGuest: TypeAlias = (

@@ -310,3 +310,6 @@ NAME = Pattern("a name of lowercase letters, digits and inner hyphens", r"[a-z0-
 """Tenant, pool and user ids, as `mvm.model.ids` (which the guest does not have)."""
 INSTANCE_ID = Pattern("an instance id such as 'i-0a1b2c3d'", r"i-[0-9a-f]{8}")
 PEER = Pattern("a peer such as 'telegram:111'", r"(?:telegram|discord):[0-9]{1,20}")
+WORKER_KEY = Pattern("a worker key such as 'alice.alice'", r"[a-z0-9-]{1,63}\.[a-z0-9-]{1,63}")
+TRACE = Pattern("a trace id such as 'mvm:telegram:111:7'", r"[A-Za-z0-9._:%-]{1,600}")
+"""Of a message on its way: what its turn is called at the worker's OpenClaw."""

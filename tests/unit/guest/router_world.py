@@ -32,6 +32,7 @@ class HostDesk:
         self.gate = asyncio.Event()
         self.gate.set()
         self.events: list[messages.ReportEvent] = []
+        self.traces: list[str | None] = []
         self.pairings: list[str] = []
         self.code: str | None = "K7QF3M"
         self.on_wake: Any = None
@@ -58,6 +59,7 @@ class HostDesk:
         match request:
             case messages.WakeInstance():
                 self.wakes.append(request.instance_id)
+                self.traces.append(request.trace)
                 await self.gate.wait()
                 if self.refusal:
                     raise rpc.Refusal(self.refusal)
@@ -252,11 +254,13 @@ class World:
         found: dict[str, Any] = answer.json_value()
         return found
 
-    async def open_ws(self, worker: str = "alice.alice") -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+    async def open_ws(
+        self, worker: str = "alice.alice", *, query: str = ""
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
         """A WebSocket's beginning as GatewayClient does it; returns the connection and the head of the answer."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(
-            f"GET /v1/workers/{worker}/ws?token={self.token} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"GET /v1/workers/{worker}/ws?token={self.token}{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: abc\r\n\r\n".encode()
         )
         return reader, writer, await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)

@@ -35,6 +35,8 @@ async def test_a_message_is_new_then_open_then_answered(world: World) -> None:
     assert (await world.post("/v1/deliveries/telegram%3Adefault%3A111%3A5/sent")).status == 204
     assert (await world.begin())["sent"] is True
     await until(lambda: world.event_kinds() == ["AnswerSent"], what="the event")
+    (event,) = world.host.events
+    assert (event.worker, event.trace) == ("alice.alice", "mvm-telegram:default:111:5")
 
 
 async def test_what_is_recorded_outlives_the_router(world: World) -> None:
@@ -158,6 +160,15 @@ async def test_a_wake_answers_when_the_worker_runs(world: World) -> None:
     answer = await world.post("/v1/workers/alice.alice/wake")
     assert (answer.status, answer.json_value()) == (200, {"state": "running"})
     assert world.host.wakes == ["i-00000001"]
+
+
+async def test_a_wake_names_the_message_that_it_is_for(world: World) -> None:
+    for trace in ("mvm-telegram:default:111:5", "no trace\n", 7):
+        await world.post("/v1/workers/alice.alice/wake", {"trace": trace})
+    _, writer, _ = await world.open_ws(query="&trace=mvm-telegram%3A6")
+    writer.close()
+    await writer.wait_closed()
+    assert world.host.traces == ["mvm-telegram:default:111:5", None, None, "mvm-telegram:6"]
 
 
 async def test_wakes_of_one_worker_are_one_wake(world: World) -> None:

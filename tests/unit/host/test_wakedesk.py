@@ -30,7 +30,7 @@ class ScriptedWakes:
         self.gate.set()
         self.error: Exception | None = None
 
-    async def wake(self, ref: object, *, actor: str) -> Instance:
+    async def wake(self, ref: object, *, actor: str, trace: str | None = None) -> Instance:
         await self.gate.wait()
         if self.error is not None:
             raise self.error
@@ -94,6 +94,12 @@ def wake_of(target: Instance) -> messages.WakeInstance:
     return messages.WakeInstance(tenant_id=target.tenant_id, pool_id=target.pool_id, instance_id=target.instance_id)
 
 
+def status_of(target: Instance) -> messages.QueryInstanceStatus:
+    return messages.QueryInstanceStatus(
+        tenant_id=target.tenant_id, pool_id=target.pool_id, instance_id=target.instance_id
+    )
+
+
 async def test_a_gateway_wakes_whom_it_serves(services: Services, desk: WakeDesk) -> None:
     gateway, worker = await shared_gateway(services)
     answer = await desk.answer(gateway.ref, wake_of(worker))
@@ -106,7 +112,7 @@ async def test_what_is_not_granted_and_what_is_not_there_are_refused_alike(servi
     stranger = await a_worker(services)
     absent = stranger.model_copy(update={"instance_id": "i-ffffffff"})
     for caller, target in ((gateway, stranger), (gateway, absent), (worker, worker), (worker, absent)):
-        for request in (wake_of(target), messages.QueryInstanceStatus(**vars(wake_of(target)))):
+        for request in (wake_of(target), status_of(target)):
             with pytest.raises(Refused) as caught:
                 await desk.answer(caller.ref, request)
             assert caught.value.message == REFUSED
@@ -135,6 +141,19 @@ async def test_a_wake_that_waits_for_room_does_not_hold_a_connection_for_ever(
     answer = await desk.answer(gateway.ref, wake_of(worker))
     assert isinstance(answer, messages.WakeResult)
     assert not answer.success
+
+
+async def test_what_a_gateway_tells_of_a_worker_is_that_tenant_s_event(services: Services, desk: WakeDesk) -> None:
+    gateway, worker = await shared_gateway(services)
+    await a_worker(services)
+    for told in ("bob.bob", "alice.alice", "nobody.nobody"):
+        sent = messages.ReportEvent(kind="AnswerSent", user="x", detail="k", worker=told, trace="mvm-telegram:7")
+        await desk.answer(gateway.ref, sent)
+    about = [(e.tenant_id, e.instance_id) for e in services.chronicle.events.recent() if e.kind == "AnswerSent"]
+    hub = (TenantId("hub"), gateway.instance_id)
+    assert about == [(TenantId("bob"), worker.instance_id), hub, hub], "only of whom it serves"
+    (event,) = [e for e in services.chronicle.events.recent(tenant_id=TenantId("bob")) if e.kind == "AnswerSent"]
+    assert (event.user_id, event.actor) == ("bob", str(gateway.ref))
 
 
 async def test_a_flood_of_events_and_refusals_is_not_recorded(services: Services, desk: WakeDesk) -> None:

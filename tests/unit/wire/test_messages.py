@@ -103,6 +103,10 @@ HOST_REQUESTS: list[tuple[Any, m.GuestToHost]] = [
         {"ReportEvent": {"kind": "DeliveryFailed", "user": "alice", "detail": "gone"}},
         m.ReportEvent(kind="DeliveryFailed", user="alice", detail="gone"),
     ),
+    (
+        {"ReportEvent": {"kind": "AnswerSent", "user": None, "detail": None, "worker": "a.b", "trace": "mvm-1:2"}},
+        m.ReportEvent(kind="AnswerSent", worker="a.b", trace="mvm-1:2"),
+    ),
 ]
 HOST_ANSWERS: list[tuple[Any, m.HostAnswer]] = [
     (
@@ -234,7 +238,7 @@ def test_no_json_does_more_than_raise_a_message_error(value: Any) -> None:
 
 @pytest.mark.parametrize(("parse", "kinds"), SETS)
 def test_every_key_is_needed_and_no_other_is_allowed(parse: Callable[[JsonValue], Any], kinds: tuple[Any, ...]) -> None:
-    optional = {"stdin", "service", "lines"}
+    optional = {"stdin", "service", "lines", "trace", "worker"}
 
     @settings(max_examples=100, deadline=None)
     @given(anyone_of(*kinds), st.data())

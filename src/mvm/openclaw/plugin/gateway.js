@@ -118,13 +118,14 @@ export class GatewayRole {
   }
 
   async #turn({ message, event, worker, begun, signal }) {
+    const runId = runIdOf(message.key); // also its trace: the logs of all who deal with the message have it
     let payload;
     try {
       const result = await runTurn({
-        open: (onEvent) => this.#open(worker, signal, onEvent),
+        open: (onEvent) => this.#open(worker, runId, signal, onEvent),
         begun,
         sessionKey: WORKER_SESSION,
-        runId: runIdOf(message.key),
+        runId,
         text: message.text,
         attachments: await readImages(event),
         signal,
@@ -133,7 +134,7 @@ export class GatewayRole {
       payload = { text: result.aborted ? "" : bounded(result.text.trim()) };
     } catch (error) {
       const notice = error?.notice ?? (error instanceof TurnFailed ? NOTICES.failed : NOTICES.unreachable);
-      this.#log.warn(`${worker}: no answer: ${error?.message ?? error}`);
+      this.#log.warn(`trace ${runId}: ${worker}: no answer: ${error?.message ?? error}`);
       await this.#router.failed(message.key, { reason: String(error?.message ?? error), notice });
       await this.#hand(message, { text: notice });
       return "undelivered";
@@ -144,10 +145,10 @@ export class GatewayRole {
     return signal.aborted ? "stopped" : "answered";
   }
 
-  async #open(worker, signal, onEvent) {
-    await this.#router.wake(worker, { deadline: Date.now() + this.#wakeTimeoutMs, signal });
+  async #open(worker, trace, signal, onEvent) {
+    await this.#router.wake(worker, { trace, deadline: Date.now() + this.#wakeTimeoutMs, signal });
     const token = await readSecret(`${this.#secretsDir}/workers/${worker}`);
-    return connect({ url: await this.#router.workerUrl(worker), token, timeoutMs: HELLO_TIMEOUT_MS, onEvent });
+    return connect({ url: await this.#router.workerUrl(worker, trace), token, timeoutMs: HELLO_TIMEOUT_MS, onEvent });
   }
 
   async #hand(message, payload) {

@@ -40,9 +40,9 @@ export class Router {
   }
 
   /** Where the Gateway protocol of that worker is reached; GatewayClient cannot send headers, so the token is in the query. */
-  async workerUrl(worker) {
+  async workerUrl(worker, trace) {
     const base = this.#url.replace(/^http/, "ws");
-    return `${base}/v1/workers/${encodeURIComponent(worker)}/ws?token=${encodeURIComponent(await this.token())}`;
+    return `${base}/v1/workers/${encodeURIComponent(worker)}/ws?token=${encodeURIComponent(await this.token())}&trace=${encodeURIComponent(trace)}`;
   }
 
   /** Journal a delivery; tells whether it is new, open or answered, and which worker serves the peer. */
@@ -65,11 +65,11 @@ export class Router {
     return this.#persistently("POST", `/v1/deliveries/${encodeURIComponent(key)}/failed`, { reason: reason.slice(0, 500), notice });
   }
 
-  /** Ask for a running worker; resolves when it runs, throws `RouterError` with an honest `notice` when it does not. */
-  async wake(worker, { deadline, signal }) {
+  /** Ask for a running worker, for the message `trace`; resolves when it runs, throws `RouterError` with an honest `notice` when it does not. */
+  async wake(worker, { trace, deadline, signal }) {
     for (let attempt = 0; ; attempt += 1) {
       try {
-        await this.#request("POST", `/v1/workers/${encodeURIComponent(worker)}/wake`, {}, WAKE_REQUEST_TIMEOUT_MS, signal);
+        await this.#request("POST", `/v1/workers/${encodeURIComponent(worker)}/wake`, { trace }, WAKE_REQUEST_TIMEOUT_MS, signal);
         return;
       } catch (error) {
         const wait = backoff(attempt);

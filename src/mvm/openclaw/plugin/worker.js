@@ -34,7 +34,12 @@ export function watchTurns({ api, state }) {
   state.stopWatching?.();
   state.stopWatching = api.runtime.events.onAgentEvent((event) => {
     if (event.stream !== "lifecycle") return;
-    if (event.data?.phase === "start") state.activity.begin(event.runId, "turn");
-    else if (["end", "error"].includes(event.data?.phase)) state.activity.end(event.runId);
+    if (event.data?.phase === "start") {
+      state.activity.begin(event.runId, "turn");
+      state.log.info(`trace ${event.runId}: the turn begins`);
+    } else if (["end", "error"].includes(event.data?.phase)) {
+      state.activity.end(event.runId);
+      state.log.info(`trace ${event.runId}: the turn is over (${event.data.phase})`);
+    }
   });
 }
