@@ -77,8 +77,10 @@ class Catalog:
         self._awake: dict[TenantId, set[InstanceId]] = {}
         self._users: dict[tuple[TenantId, UserId], User] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self.instance_changed: Callable[[Instance | None, Instance | None], None] = lambda before, after: None
-        """Told what an instance was and what it is whenever one is saved or removed; neither waits nor raises."""
+        self.watchers: list[Callable[[Instance | None, Instance | None], None]] = []
+        """Told what an instance was and what it is whenever one is saved or removed; they neither wait nor raise."""
+        self.scene_watchers: list[Callable[[], None]] = []
+        """Told whenever a tenant, a pool or a user is saved or removed; they neither wait nor raise."""
 
     @classmethod
     async def open(cls, store: Store) -> Catalog:
@@ -110,7 +112,7 @@ class Catalog:
     def _change(self, instance: Instance) -> None:
         before = self._instances.get(instance.instance_id)
         self._remember(instance)
-        self.instance_changed(before, instance)
+        self._tell_watchers(before, instance)
 
     def _remember(self, instance: Instance) -> None:
         self._instances[instance.instance_id] = instance
@@ -120,6 +122,14 @@ class Catalog:
             awake.add(instance.instance_id)
         else:
             awake.discard(instance.instance_id)
+
+    def _tell_watchers(self, before: Instance | None, after: Instance | None) -> None:
+        for watcher in self.watchers:
+            watcher(before, after)
+
+    def _tell_scene_watchers(self) -> None:
+        for watcher in self.scene_watchers:
+            watcher()
 
     async def _put(self, key: str, entity: BaseModel, remember: Callable[[], object], *, durable: bool = True) -> None:
         """Write one document and then remember it; saves of one key are serialised so that revisions follow each other.
@@ -220,16 +230,19 @@ class Catalog:
     async def save_tenant(self, tenant: Tenant) -> Tenant:
         key = _tenant_key(tenant.tenant_id)
         await self._put(key, tenant, lambda: self._tenants.__setitem__(tenant.tenant_id, tenant))
+        self._tell_scene_watchers()
         return tenant
 
     async def save_pool(self, pool: Pool) -> Pool:
         name = (pool.tenant_id, pool.pool_id)
         await self._put(_pool_key(*name), pool, lambda: self._pools.__setitem__(name, pool))
+        self._tell_scene_watchers()
         return pool
 
     async def save_user(self, user: User) -> User:
         name = (user.tenant_id, user.user_id)
         await self._put(_user_key(*name), user, lambda: self._users.__setitem__(name, user))
+        self._tell_scene_watchers()
         return user
 
     async def save_instance(self, instance: Instance, *, durable: bool = True) -> Instance:
@@ -270,14 +283,17 @@ class Catalog:
         self._tenants.pop(tenant, None)
         self._by_tenant.pop(tenant, None)
         self._awake.pop(tenant, None)
+        self._tell_scene_watchers()
 
     async def remove_pool(self, tenant: TenantId, pool: PoolId) -> None:
         await self._delete(_pool_key(tenant, pool))
         self._pools.pop((tenant, pool), None)
+        self._tell_scene_watchers()
 
     async def remove_user(self, tenant: TenantId, user: UserId) -> None:
         await self._delete(_user_key(tenant, user))
         self._users.pop((tenant, user), None)
+        self._tell_scene_watchers()
 
     async def remove_instance(self, ref: InstanceRef) -> None:
         await self._delete(_instance_key(ref))
@@ -285,4 +301,4 @@ class Catalog:
         self._by_tenant.get(ref.tenant_id, set()).discard(ref.instance_id)
         self._awake.get(ref.tenant_id, set()).discard(ref.instance_id)
         if before is not None:
-            self.instance_changed(before, None)
+            self._tell_watchers(before, None)

@@ -35,7 +35,7 @@ class Observability:
         self._catalog = catalog
         self._healthy = healthy
         self.metrics = Metrics(self._count)
-        catalog.instance_changed = self._instance_changed
+        catalog.watchers.append(self._instance_changed)
         chronicle.recorded = self._recorded
 
     def request(self, kind: str, result: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import shutil
 import socket
 import struct
@@ -81,6 +82,19 @@ async def installed_digest() -> str | None:
                 return None
             raise
     return digest.hexdigest()
+
+
+async def owner_of_rules() -> str | None:
+    """Who put mvm's rules that are in the kernel now, as `render` noted it; None when there are none."""
+    family, name = TABLES[0]
+    try:
+        text = await nft("--terse", "list", "table", family, name)
+    except MvmError as error:
+        if "No such file" in error.message:
+            return None
+        raise
+    found = re.search(r'^\s*comment "([^"]*)"', text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 class Rules:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
 
 from mvm.model import addresses
@@ -83,6 +84,12 @@ class Picture:
     guests: tuple[Guest, ...] = ()
     grants: tuple[Grant, ...] = ()
     resolvers: Resolvers = Resolvers()
+
+    @cached_property
+    def bridge_of(self) -> Mapping[str, str]:
+        """Address of each guest -> name of its bridge."""
+        names = {bridge.net_id: bridge.name for bridge in self.bridges}
+        return {str(guest.ip): names[guest.net_id] for guest in self.guests}
 
 
 def draw(

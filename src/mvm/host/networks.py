@@ -1,0 +1,238 @@
+"""The networks of this host's tenants: kept as the catalog says (CONTRACT 11).
+
+Bridges and rules cover every instance whether it runs or not, so a wake finds them in place: `ready` then costs two
+questions to the kernel. They are renewed when tenants, pools, users or the places of instances change, and every half
+minute when somebody else has changed them. A host without instances that need them is left alone altogether.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable
+
+import structlog
+
+from mvm.host.catalog import Catalog
+from mvm.host.gateways import Gateways
+from mvm.host.runtimes import Runtimes
+from mvm.model.entities import Instance
+from mvm.model.errors import Conflict, InvalidInput, MvmError, Unavailable
+from mvm.model.ids import TenantId
+from mvm.network import devices, doors, taps
+from mvm.network.apply import Rules, nft, owner_of_rules
+from mvm.network.claim import Claim
+from mvm.network.picture import Picture, Resolvers, draw
+from mvm.network.resolvers import read_resolvers
+from mvm.network.rules import render
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS = 30.0
+"""How often devices, rules and the host's resolvers are looked at."""
+_FORWARDING = "host/network"
+
+
+class Networks:
+    """Bridges and rules of this host's tenants."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        runtimes: Runtimes,
+        gateways: Gateways,
+        owner: str,
+        resolvers: Callable[[], Resolvers] = read_resolvers,
+    ) -> None:
+        """`owner` names this agent in the rules: its state directory."""
+        self._catalog = catalog
+        self._runtimes = runtimes
+        self._gateways = gateways
+        self._owner = owner
+        self._read_resolvers = resolvers
+        self._resolvers = Resolvers()
+        self._claim = Claim()
+        self._rules = Rules()
+        self._lock = asyncio.Lock()
+        self._wanted = 0
+        """Grows with every change of what the picture is drawn from."""
+        self._reached = -1
+        self._picture = Picture()
+        self._reason: str | None = "not started"
+        self._changed = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Find out what this host allows, put in place what its instances need, and keep it so until `close`."""
+        self._resolvers = await asyncio.to_thread(self._read_resolvers)
+        self._reason = await _what_is_missing()
+        self._catalog.watchers.append(self._instance_changed)
+        self._catalog.scene_watchers.append(self._scene_changed)
+        try:
+            await self.changed()
+        except MvmError as error:
+            log.warning("the networks of tenants are not in place", reason=error.message)
+        self._keeper = asyncio.create_task(self._keep(), name="networks")
+
+    async def close(self) -> None:
+        """Stop keeping them. Bridges and rules stay: machines run on."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._catalog.watchers.remove(self._instance_changed)
+            self._catalog.scene_watchers.remove(self._scene_changed)
+        self._claim.release()
+
+    def usable(self) -> tuple[bool, str]:
+        """Whether this host's tenants can have networks of their own, and why not."""
+        if self._reason is None and not self._claim.held:
+            try:
+                self._claim.take()
+            except Conflict as error:
+                return False, error.message
+            self._claim.release()
+        return self._reason is None, self._reason or "bridges and rules can be made"
+
+    def dns(self, instance: Instance) -> tuple[str, ...]:
+        """Resolvers that an instance is told of."""
+        return self._resolvers.for_guest(instance.network.gateway_ip)
+
+    async def ready(self, instance: Instance) -> None:
+        """Return when the instance's TAP may be made: its bridge is there and the rules know it.
+
+        A matter of microseconds when nothing has changed. Raises `MvmError` when that cannot be had: it must not start.
+        """
+        if not self._has_network(instance):
+            return
+        if self._reached != self._wanted or not self._in_place(instance):
+            await self.changed()
+        if not self._in_place(instance):
+            raise Unavailable(
+                f"the network of {instance.ref} is not in place", hint="`mvm doctor` says what is missing"
+            )
+
+    async def changed(self) -> None:
+        """Have bridges and rules follow the catalog as it is now; returns when they do. Raises `MvmError`."""
+        async with self._lock:
+            reached = self._wanted
+            picture = self._draw()
+            if picture.guests or self._claim.held:
+                await self._apply(picture)
+            self._reached = reached
+
+    async def tenant_removed(self, tenant_id: TenantId) -> None:
+        """Remove what a tenant that is gone had. Idempotent; what could not be removed goes at a later look."""
+        try:
+            await self.changed()
+        except MvmError as error:
+            log.warning("the network of a tenant could not be removed", tenant=tenant_id, reason=error.message)
+
+    def _draw(self) -> Picture:
+        return draw(
+            self._catalog.tenants,
+            self._catalog.pools,
+            [i for i in self._catalog.instances.values() if self._has_network(i)],
+            serving=lambda tenant: s.tenant_id if (s := self._gateways.serving_tenant(tenant)) else None,
+            granted=self._gateways.granted,
+            resolvers=self._resolvers,
+        )
+
+    async def _apply(self, picture: Picture) -> None:
+        if self._reason is not None:
+            raise Unavailable(f"tenants cannot have networks here: {self._reason}", hint="`mvm doctor` says more")
+        began = time.perf_counter()
+        if not self._claim.held:
+            await self._take_over()
+        if not picture.guests:
+            return await self._remove()
+        # Rules before the bridges that they are for, so that no bridge is there without them.
+        renewed = await self._rules.put(render(picture, owner=self._owner))
+        made = await asyncio.to_thread(devices.make_bridges, picture)
+        if not devices.forwarding():
+            await self._catalog.store.put(_FORWARDING, {"forwarding_before": False})
+            devices.set_forwarding(True)
+        if renewed or made:
+            if await doors.open_docker():
+                await self._rules.intact()
+            log.info(
+                "networks of tenants renewed",
+                tenants=len(picture.bridges),
+                instances=len(picture.guests),
+                milliseconds=round((time.perf_counter() - began) * 1000, 1),
+            )
+        self._picture = picture
+
+    async def _take_over(self) -> None:
+        """Become the one who keeps this host's networks, unless machines of another agent are connected to them."""
+        self._claim.take()
+        owner = await owner_of_rules()
+        if owner not in (None, self._owner) and (used := await asyncio.to_thread(devices.bridges_with_ports)):
+            self._claim.release()
+            raise Conflict(
+                f"machines of the agent of '{owner}' run on {', '.join(used)}",
+                hint="end those machines first: two agents cannot keep one host's networks",
+            )
+
+    async def _remove(self) -> None:
+        """Leave the host as it was found."""
+        await asyncio.to_thread(devices.remove_bridges)
+        await self._rules.remove()
+        await doors.close_docker()
+        if await self._catalog.store.get(_FORWARDING) is not None:
+            # Others who came later and forward as well have rules of their own for it.
+            if not await doors.others_forward():
+                devices.set_forwarding(False)
+            await self._catalog.store.delete(_FORWARDING)
+        self._picture = Picture()
+        self._claim.release()
+
+    def _has_network(self, instance: Instance) -> bool:
+        try:
+            return self._runtimes.of(instance).capabilities.networks
+        except InvalidInput:  # of a runtime that this agent does not have
+            return False
+
+    def _in_place(self, instance: Instance) -> bool:
+        name = self._picture.bridge_of.get(instance.network.guest_ip)
+        return name is not None and devices.bridge_is_there(name) and self._rules.surely_intact()
+
+    # Keeping
+
+    def _scene_changed(self) -> None:
+        self._wanted += 1
+        self._changed.set()
+
+    def _instance_changed(self, before: Instance | None, after: Instance | None) -> None:
+        if before is None or after is None or _place(before) != _place(after):
+            self._scene_changed()
+
+    async def _keep(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), timeout=LOOK_SECONDS)
+            self._changed.clear()
+            try:
+                self._resolvers = await asyncio.to_thread(self._read_resolvers)
+                await self.changed()
+            except MvmError as error:
+                log.warning("the networks of tenants are not in place", reason=error.message)
+            except Exception:
+                log.exception("the networks of tenants could not be looked at")
+
+
+def _place(instance: Instance) -> object:
+    return instance.network, instance.runtime, instance.user
+
+
+async def _what_is_missing() -> str | None:
+    """Why tenants cannot have networks here, found out by asking the parts; None when they can."""
+    if not os.access(taps.TUN_DEVICE, os.R_OK | os.W_OK):
+        return f"{taps.TUN_DEVICE} is missing or may not be opened"
+    try:
+        await nft("--check", "-f", "-", text=render(Picture(), owner="probe"))
+    except MvmError as error:
+        return error.message
+    return None
