@@ -1,0 +1,146 @@
+"""What every builder of images does, and what an image says of itself.
+
+An image revision is a directory of four files: `vmlinux`, `initrd`, `rootfs.erofs` and `manifest.json`. A builder first
+resolves a request into its inputs, everything that decides what comes out, down to package versions and digests of
+programs; the digest of the inputs names the revision. The same inputs are never built twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mvm.model.base import Frozen
+from mvm.openclaw.install import Progress
+
+KERNEL = "vmlinux"
+INITRD = "initrd"
+ROOTFS = "rootfs.erofs"
+MANIFEST = "manifest.json"
+FILES = (KERNEL, INITRD, ROOTFS)
+DIGEST_LENGTH = 32
+
+OnProgress = Callable[[Progress], None]
+"""Told how far a build is, in the thread that builds. What it raises ends the build, which then leaves nothing."""
+
+Json = Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What mvm itself puts into an image. Directories and files are on the host."""
+
+    node: Path
+    """Executable to become `/usr/local/bin/node`."""
+    openclaw_dir: Path
+    """Directory of the npm package `openclaw`; when it lies in a `node_modules`, all of that comes along."""
+    zipapp: Path
+    """To become `/opt/mvm/guest.pyz`."""
+    plugin_dir: Path
+    """To become `/opt/mvm/openclaw-plugin`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What an image is wanted for."""
+
+    contents: Contents
+    role: str = "worker"
+    profile: str = "minimal"
+    flake: str = ""
+    """Where the pool says its image comes from; empty: wherever."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """A resolved request."""
+
+    builder: str
+    request: BuildRequest
+    document: Json
+    """Everything that decides what the image holds; only data."""
+
+    @property
+    def digest(self) -> str:
+        """Name of the revision that these inputs make."""
+        text = json.dumps({"builder": self.builder, **self.document}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readiness:
+    """Whether a builder can build here, found out without building."""
+
+    usable: bool
+    reason: str
+    remedy: str | None = None
+
+
+class Builder(Protocol):
+    """One way to build images. Methods block: call them in a thread. They raise `MvmError`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def probe(self) -> Readiness:
+        """Whether everything that a build needs from this host is there."""
+
+    def resolve(self, request: BuildRequest, on_progress: OnProgress) -> Inputs:
+        """Find out what would be built. Seconds; needs no more of the network than lists of packages."""
+
+    def build(self, inputs: Inputs, target: Path, on_progress: OnProgress) -> Manifest:
+        """Write the files of the revision into `target`, an empty directory that the caller removes on any error."""
+
+
+class ImageFile(Frozen):
+    """One file of a revision."""
+
+    sha256: str
+    size: int
+
+
+class Manifest(Frozen):
+    """What is in an image and how it is booted."""
+
+    format: int = 1
+    digest: str
+    builder: str
+    profile: str
+    architecture: str
+    kernel_release: str
+    kernel_arguments: tuple[str, ...]
+    """What the image itself needs on the kernel's command line; the runtime adds what its machine needs."""
+    modules: tuple[str, ...]
+    """Kernel modules that the initrd loads, in its order."""
+    node: str
+    openclaw: str
+    zipapp: str
+    """SHA-256 of the guest's program."""
+    packages: dict[str, str]
+    """Debian packages (or what the builder has instead) with their versions."""
+    files: dict[str, ImageFile]
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """The manifest of a revision; `OSError` or `ValueError` when it has none that can be read."""
+        return cls.model_validate_json((directory / MANIFEST).read_bytes())
+
+    def write(self, directory: Path) -> None:
+        """Write it beside the files that it describes."""
+        text = json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True)
+        (directory / MANIFEST).write_text(f"{text}\n")
+
+
+def describe_files(directory: Path) -> dict[str, ImageFile]:
+    """The files of a revision as they are."""
+    return {name: ImageFile(sha256=sha256(directory / name), size=(directory / name).stat().st_size) for name in FILES}
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

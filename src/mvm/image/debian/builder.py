@@ -1,0 +1,228 @@
+"""Builds images from Debian's packages, on any Debian host, without Nix."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from mvm.image import prune, trees
+from mvm.image.base import (
+    INITRD,
+    KERNEL,
+    ROOTFS,
+    BuildRequest,
+    Contents,
+    Inputs,
+    Json,
+    Manifest,
+    OnProgress,
+    Readiness,
+    describe_files,
+    sha256,
+)
+from mvm.image.debian import initrd, kernel, rootfs
+from mvm.image.debian.apt import Apt, Package
+from mvm.image.debian.host import explain, missing_packages
+from mvm.image.locks import only_one
+from mvm.model.errors import InvalidInput, Unavailable
+from mvm.openclaw.install import Progress
+from mvm.openclaw.programs import node_version
+
+NAME = "debian"
+VERSION = 1
+"""Raised whenever the same inputs would give another image."""
+KERNEL_ARGUMENTS = ("rootfstype=erofs",)
+NEEDED_DISK_MIB = 3000
+"""The base takes 250 MiB, Node and OpenClaw 500, the image 300, downloads 120; the last two while building again."""
+
+_KERNEL_PACKAGES = {"x86_64": "linux-image-cloud-amd64"}
+
+
+class DebianBuilder:
+    """Debian packages by mmdebstrap, OpenClaw as it is installed on the host. Needs root."""
+
+    name = NAME
+
+    def __init__(self, cache: Path) -> None:
+        """`cache` is where downloads and layers are kept between builds; several processes may share it."""
+        self._cache = cache
+        self._apt = Apt(cache / "apt")
+
+    def probe(self) -> Readiness:
+        missing = missing_packages()
+        if missing:
+            message, remedy = explain(missing)
+            return Readiness(usable=False, reason=message, remedy=remedy)
+        if os.uname().machine not in _KERNEL_PACKAGES:
+            return Readiness(usable=False, reason=f"there is no kernel package for {os.uname().machine} yet")
+        if os.geteuid() != 0:
+            return Readiness(
+                usable=False,
+                reason="a root file system with its owners is made by root, and this is not root",
+                remedy="run the agent as root, or copy a revision that was built elsewhere into <state>/images",
+            )
+        return Readiness(usable=True, reason="mmdebstrap and all that it needs are there")
+
+    def resolve(self, request: BuildRequest, on_progress: OnProgress) -> Inputs:
+        readiness = self.probe()
+        if not readiness.usable:
+            raise Unavailable(f"images cannot be built here: {readiness.reason}", hint=readiness.remedy)
+        if request.profile not in rootfs.PROFILES:
+            raise InvalidInput(
+                f"the Debian builder has no profile '{request.profile}'",
+                hint=f"the profiles are: {', '.join(rootfs.PROFILES)}",
+            )
+        on_progress(Progress(text="resolving Debian packages"))
+        self._apt.prepare(on_progress)
+        packages = self._packages(request.profile)
+        machine = os.uname().machine
+        on_progress(Progress(text="reading what goes into the image"))
+        return Inputs(
+            builder=NAME,
+            request=request,
+            document={
+                "version": VERSION,
+                "architecture": machine,
+                "profile": request.profile,
+                "packages": {package.name: [package.version, package.sha256] for package in packages},
+                "kernel": [self._kernel_package().wanted, self._kernel_package().sha256],
+                "modules": list(initrd.MODULES),
+                "init": _digest(initrd.script()),
+                "busybox": sha256(initrd.BUSYBOX),
+                **_describe_contents(request.contents),
+            },
+        )
+
+    def build(self, inputs: Inputs, target: Path, on_progress: OnProgress) -> Manifest:
+        request, contents = inputs.request, inputs.request.contents
+        packages = self._packages(request.profile)
+        package = self._kernel_package()
+        if [package.wanted, package.sha256] != inputs.document["kernel"]:
+            raise Unavailable("Debian's packages changed during the build", hint="run it again")
+        _require_space(self._cache)
+        with tempfile.TemporaryDirectory(prefix="build-", dir=self._directory("work")) as directory:
+            work = Path(directory)
+            modules, release = self._make_kernel(package, work, target, on_progress)
+            base = self._base(packages, on_progress)
+            programs = self._programs(contents, inputs.document, on_progress)
+            on_progress(Progress(text="putting the layers together"))
+            rootfs.assemble(work / "root", [base, programs], contents)
+            rootfs.pack(work / "root", target / ROOTFS, inputs.digest, on_progress)
+        on_progress(Progress(text="checking what was built"))
+        manifest = Manifest(
+            digest=inputs.digest,
+            builder=NAME,
+            profile=request.profile,
+            architecture=os.uname().machine,
+            kernel_release=release,
+            kernel_arguments=KERNEL_ARGUMENTS,
+            modules=modules,
+            node=str(inputs.document["node_version"]),
+            openclaw=str(inputs.document["openclaw_version"]),
+            zipapp=str(inputs.document["zipapp"]),
+            packages={package.name: package.version for package in packages} | {package.name: package.version},
+            files=describe_files(target),
+        )
+        manifest.write(target)
+        return manifest
+
+    def _packages(self, profile: str) -> tuple[Package, ...]:
+        return self._apt.resolve([*rootfs.PACKAGES, *rootfs.PROFILES[profile]])
+
+    def _kernel_package(self) -> Package:
+        """The package with the kernel itself, which the one with the stable name depends on."""
+        (meta,) = self._apt.describe([_KERNEL_PACKAGES[os.uname().machine]])
+        name = next(line for line in meta.record.splitlines() if line.startswith("Depends:")).split()[1].rstrip(",")
+        (package,) = self._apt.describe([name])
+        return package
+
+    def _make_kernel(
+        self, package: Package, work: Path, target: Path, on_progress: OnProgress
+    ) -> tuple[tuple[str, ...], str]:
+        """Write kernel and initrd; returns the modules of the initrd and the kernel's release."""
+        files = self._apt.download([package], on_progress)
+        on_progress(Progress(text=f"unpacking the kernel {package.version}"))
+        found = kernel.unpack(files[package], work / "kernel")
+        kernel.extract(found.image, target / KERNEL)
+        modules = kernel.modules(found, initrd.MODULES)
+        (target / INITRD).write_bytes(initrd.build(modules, initrd.BUSYBOX.read_bytes()))
+        return tuple(modules), found.release
+
+    def _base(self, packages: tuple[Package, ...], on_progress: OnProgress) -> Path:
+        key = _digest(repr((VERSION, [(package.wanted, package.sha256) for package in packages])).encode())
+
+        def make(target: Path) -> None:
+            files = self._apt.download(packages, on_progress)
+            rootfs.make_base(target, files, self._apt.codename(), on_progress)
+
+        return self._layer("base", key, make, on_progress)
+
+    def _programs(self, contents: Contents, document: Json, on_progress: OnProgress) -> Path:
+        key = _digest(repr((VERSION, document["node"], document["openclaw"])).encode())
+        return self._layer(
+            "programs", key, lambda target: rootfs.make_programs(target, contents, on_progress), on_progress
+        )
+
+    def _layer(self, kind: str, key: str, make: Callable[[Path], None], on_progress: OnProgress) -> Path:
+        """The layer with that key, made if it is not there: whole or not at all, by one process at a time."""
+        layers = self._directory("layers")
+        layer = layers / f"{kind}-{key[:24]}"
+        with only_one(
+            layers / f".{kind}.lock", lambda: on_progress(Progress(text=f"waiting for another build of {layer.name}"))
+        ):
+            if not layer.is_dir():
+                unfinished = layers / f".unfinished-{kind}"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                try:
+                    make(unfinished)
+                    os.sync()
+                    unfinished.rename(layer)
+                except BaseException:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                    raise
+        os.utime(layer)
+        return layer
+
+    def _directory(self, name: str) -> Path:
+        path = self._cache / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def _describe_contents(contents: Contents) -> dict[str, object]:
+    """What mvm puts into the image, by digests; `_version` is for people."""
+    tree = rootfs.module_tree(contents.openclaw_dir)
+    openclaw = trees.digest(contents.openclaw_dir) if tree is None else trees.digest(tree, prune.keeps)
+    return {
+        "node": sha256(contents.node),
+        "node_version": node_version(contents.node) or "unknown",
+        "openclaw": openclaw,
+        "openclaw_version": _npm_version(contents.openclaw_dir),
+        "zipapp": sha256(contents.zipapp),
+        "plugin": trees.digest(contents.plugin_dir),
+    }
+
+
+def _npm_version(package: Path) -> str:
+    try:
+        return str(json.loads((package / "package.json").read_text())["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def _require_space(directory: Path) -> None:
+    free = shutil.disk_usage(directory).free // 2**20
+    if free < NEEDED_DISK_MIB:
+        raise Unavailable(
+            f"{directory} has {free} MiB free and building an image needs {NEEDED_DISK_MIB}",
+            hint="free some space (`mvm pool gc` removes unused images), or choose another place with MVM_STATE_DIR",
+        )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,37 @@
+#!/bin/sh
+# First program in a guest: load modules, put a writable layer over the read-only root, become mvm's own init.
+export PATH=/bin
+
+fail() {
+    echo "mvm: the guest cannot start: $1" >/dev/console
+    reboot -f # a runtime ends the machine then, so the host sees it
+}
+
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev || fail "no devices"
+
+while read -r module; do
+    insmod "/modules/$module.ko" || fail "the module $module does not load"
+done </modules/order
+
+# The drive is found by its serial number; the device of a virtio drive comes up a moment after its module.
+tries=0 root=
+while [ -z "$root" ]; do
+    for disk in /sys/block/vd*; do
+        [ "$(cat "$disk/serial" 2>/dev/null)" = rootfs ] && root=/dev/${disk##*/}
+    done
+    [ "$tries" -ge 50 ] && [ -b /dev/vda ] && root=/dev/vda
+    [ "$tries" -ge 500 ] && fail "there is no drive with the serial number rootfs"
+    tries=$((tries + 1))
+    [ -n "$root" ] || sleep 0.01
+done
+
+mount -t erofs -o ro "$root" /lower || fail "the root drive $root cannot be mounted"
+mount -t tmpfs -o mode=0755 layer /layer && mkdir /layer/upper /layer/work || fail "no memory for the root's layer"
+mount -t overlay -o lowerdir=/lower,upperdir=/layer/upper,workdir=/layer/work root /root || fail "no overlay"
+for each in proc sys dev; do
+    mount -o move "/$each" "/root/$each" || fail "/$each cannot be moved"
+done
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
+exec /bin/busybox switch_root /root /usr/bin/python3 -I -S /opt/mvm/guest.pyz init

@@ -1,0 +1,135 @@
+"""The image revisions of a host: directories named by the digest of what they were built from, whole or not there.
+
+A build works in a staging directory that is renamed when all is written and on the disk. Whoever asks for the same
+revision meanwhile, in whatever process, waits for that build and gets its result.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvm.image.base import DIGEST_LENGTH, FILES, MANIFEST, Builder, Inputs, Manifest, OnProgress
+from mvm.image.locks import only_one
+from mvm.model.errors import MvmError, NotFound
+from mvm.openclaw.install import Progress
+
+_NAME = re.compile(rf"[0-9a-f]{{{DIGEST_LENGTH}}}")
+_LOCKS = ".locks"
+_STAGING = ".staging-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revision:
+    """A revision that is there, whole."""
+
+    digest: str
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return sum(file.size for file in self.manifest.files.values())
+
+
+class Revisions:
+    """The store; its directory is made when the first revision is built."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def path(self, digest: str) -> Path:
+        """Directory of a revision, which must be there; `NotFound` otherwise."""
+        if not self.has(digest):
+            raise NotFound(f"there is no image revision '{digest[:80]}'", hint="`mvm pool build` makes one")
+        return self.directory / digest
+
+    def has(self, digest: str) -> bool:
+        """Whether a revision is there."""
+        return bool(_NAME.fullmatch(digest)) and (self.directory / digest / MANIFEST).is_file()
+
+    def all(self) -> list[Revision]:
+        """Every revision, by digest. One whose manifest cannot be read is an error to repair, not to hide."""
+        found = []
+        for directory in sorted(self.directory.glob("*")):
+            if self.has(directory.name):
+                try:
+                    manifest = Manifest.read(directory)
+                except (OSError, ValueError) as error:
+                    raise MvmError(
+                        f"{directory / MANIFEST} cannot be read: {error}", hint="remove that revision"
+                    ) from error
+                found.append(Revision(digest=directory.name, directory=directory, manifest=manifest))
+        return found
+
+    def build(self, builder: Builder, inputs: Inputs, on_progress: OnProgress, *, force: bool = False) -> Path:
+        """Build a revision unless it is there; with `force` in any case, and put in the place of the one that is.
+
+        Raises what the builder or `on_progress` raises; nothing but the builder's cache is left then.
+        """
+        digest = inputs.digest
+        if self.has(digest) and not force:
+            return self.directory / digest
+        locks = self.directory / _LOCKS
+        locks.mkdir(parents=True, exist_ok=True)
+        waiting = Progress(text="waiting for another build of the same image")
+        with only_one(locks / digest, lambda: on_progress(waiting)):
+            if self.has(digest) and not force:
+                return self.directory / digest
+            for left_over in self.directory.glob(f"{_STAGING}{digest}-*"):
+                shutil.rmtree(left_over)
+            staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{digest}-", dir=self.directory))
+            try:
+                builder.build(inputs, staging, on_progress)
+                self._publish(staging, digest)
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)
+                raise
+        return self.directory / digest
+
+    def _publish(self, staging: Path, digest: str) -> None:
+        staging.chmod(0o755)
+        for name in (*FILES, MANIFEST):
+            _sync(staging / name)
+        _sync(staging)
+        final = self.directory / digest
+        if final.exists():
+            # Files are replaced one by one, each whole: who has one open keeps what it has.
+            for name in (*FILES, MANIFEST):
+                (staging / name).replace(final / name)
+            staging.rmdir()
+        else:
+            staging.rename(final)
+        _sync(self.directory)
+
+    def unused(self, in_use: Collection[str]) -> list[Revision]:
+        """Revisions that are not among those in use."""
+        return [revision for revision in self.all() if revision.digest not in in_use]
+
+    def remove(self, digest: str) -> None:
+        """Remove a revision, at once as far as anybody can see. Idempotent."""
+        directory = self.directory / digest
+        if not _NAME.fullmatch(digest) or not directory.exists():
+            return
+        doomed = Path(tempfile.mkdtemp(prefix=f"{_STAGING}removed-", dir=self.directory))
+        directory.rename(doomed / digest)
+        shutil.rmtree(doomed)
+
+    def clear_unfinished(self) -> None:
+        """Remove what builds and removals that were killed have left; never what a running build works on."""
+        for directory in self.directory.glob(f"{_STAGING}*"):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
