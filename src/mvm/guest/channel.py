@@ -14,6 +14,8 @@ from typing import Protocol
 from mvm.guest.paths import GuestPaths
 from mvm.guest.sockets import Handler, check_length, uncancelled
 
+SUPERVISOR_PORT = 51
+"""Guest port of the supervisor's control socket, in a machine of its own."""
 AGENT_PORT = 52
 """Guest port of the agent."""
 HOST_PORT = 53
