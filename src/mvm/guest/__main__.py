@@ -1,4 +1,4 @@
-"""Entry of the guest's zipapp: `python guest.pyz supervise|clear|channel|agent|router|openclaw-ctl ...`.
+"""Entry of the guest's zipapp: `python guest.pyz init|supervise|clear|channel|agent|router|openclaw-ctl ...`.
 
 Each sub-command imports what it needs and nothing else: a wake waits for this process to come up.
 """
@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-USAGE = """usage: guest.pyz supervise|clear
+USAGE = """usage: guest.pyz init
+       guest.pyz supervise|clear
        guest.pyz channel
        guest.pyz agent
        guest.pyz router
@@ -21,6 +22,10 @@ USAGE = """usage: guest.pyz supervise|clear
 def main(arguments: Sequence[str]) -> int:
     """Run a sub-command; returns the exit status (2 for wrong usage)."""
     match list(arguments):
+        case ["init"]:
+            from mvm.guest import init
+
+            return init.main(os.environ)
         case ["supervise"]:
             from mvm.guest import supervisor
 

@@ -53,6 +53,7 @@ class Either(Optional[T]):
 
 
 _ADDRESS = Checked("an IPv4 address", ipaddress.IPv4Address, limit=15)
+_MAC = Pattern("a MAC address such as '02:fc:00:01:02:03'", r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _PORT = Integer(1, 65535)
 _SECONDS = Default(Integer(0, 30 * 86400))
 _ARGUMENTS = Either(ListOf(Text(32 * 1024), 256, least=1))
@@ -116,6 +117,8 @@ class GuestConfig:
     prefix: Annotated[int, Integer(0, 32)]
     vcpus: Annotated[int, Integer(1, 1024)]
     mem_mib: Annotated[int, Integer(1)]
+    mac: Annotated[str | None, Either(_MAC)] = None
+    """Hardware address of its network device; None to leave that as it is."""
     user: Annotated[str | None, Either(NAME)] = None
     runtime_policy: Annotated[RuntimePolicy, Default(Record(RuntimePolicy))] = RuntimePolicy()
     openclaw: Annotated[OpenClawConfig | None, Either(Record(OpenClawConfig))] = None

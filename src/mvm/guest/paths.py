@@ -122,6 +122,16 @@ class GuestPaths:
         return self.mvm_run / "openclaw-restart-pending"
 
     @property
+    def boot_problem(self) -> Path:
+        """Exists, with the reason in it, in a machine that could not be made ready to run services."""
+        return self.mvm_run / "boot-problem"
+
+    @property
+    def drive_mount(self) -> Path:
+        """Where a drive is mounted while it is being read; nobody else may look into it."""
+        return self.mvm_run / "drive"
+
+    @property
     def data(self) -> Path:
         return self.root / "data"
 
@@ -153,9 +163,13 @@ class GuestPaths:
         """Log file of a service; its predecessor has `.1` appended."""
         return self.logs / f"{service}.log"
 
+    @property
+    def integrations(self) -> Path:
+        return self.data / "integrations"
+
     def integration(self, name: str) -> Path:
         """Directory of an integration: `state/` and `checkpoint`."""
-        return self.data / "integrations" / name
+        return self.integrations / name
 
     def marker(self, status: str) -> Path:
         """File that exists while the guest has that status: `ready`, `idle` or `busy`."""
@@ -179,13 +193,18 @@ def real(path: Path) -> str:
     return os.path.realpath(path)
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Replace a file so that every reader sees the old or the new one whole; its mode is `mode` from the first byte."""
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, int] | None = None) -> None:
+    """Replace a file so that every reader sees the old or the new one whole; its mode is `mode` from the first byte.
+
+    `owner` are the numbers of user and group that get it; without it the file is the caller's.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.unlink(missing_ok=True)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     try:
         with open(descriptor, "wb") as file:
+            if owner is not None:
+                os.fchown(file.fileno(), *owner)
             os.fchmod(file.fileno(), mode)
             file.write(content)
         os.replace(unfinished, path)

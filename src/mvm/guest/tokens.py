@@ -8,6 +8,9 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from mvm.guest.paths import write_atomically
+from mvm.guest.users import Access
+
 MAX_TOKEN_BYTES = 4096
 
 
@@ -43,13 +46,19 @@ class TokenFile:
             return
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_urlsafe(32))
+            write_atomically(fresh, _token())
             with suppress(FileExistsError):
                 os.link(fresh, self._path)  # unlike a rename, never replaces a token that somebody else just made
             if not self.read():
                 os.replace(fresh, self._path)
         finally:
             fresh.unlink(missing_ok=True)
+
+    def renew(self, access: Access) -> None:
+        """Replace the token by another; whoever has `access` reads it, and nobody else. Raises `OSError`."""
+        write_atomically(self._path, _token(), mode=access.mode, owner=access.numbers)
+
+
+def _token() -> bytes:
+    return secrets.token_urlsafe(32).encode()
