@@ -26,7 +26,7 @@ class Record:
             {
                 "pid": self.identity.pid,
                 "start_time": self.identity.start_time,
-                "boot_id": _boot_id(),
+                "boot_id": boot_id(),
                 "groups": [str(group) for group in self.groups],
             }
         )
@@ -39,7 +39,7 @@ class Record:
         """The record, None when there is none of this boot."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(path.read_text())
-            if found["boot_id"] == _boot_id():
+            if found["boot_id"] == boot_id():
                 identity = Identity(int(found["pid"]), int(found["start_time"]))
                 return cls(identity=identity, groups=tuple(Path(group) for group in found["groups"]))
         return None
@@ -60,7 +60,8 @@ class Record:
         return None
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Differs after each boot of this machine; empty where the kernel does not say."""
     with suppress(OSError):
         return BOOT_ID.read_text().strip()
     return ""

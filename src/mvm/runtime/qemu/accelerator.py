@@ -1,0 +1,189 @@
+"""What runs a guest's instructions here: found by running some, because that is the only thing that tells."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from mvm.model.errors import Unavailable
+from mvm.runtime.qemu import payload
+from mvm.runtime.records import boot_id
+
+log = logging.getLogger(__name__)
+
+BINARY = "qemu-system-x86_64"
+OLDEST = (7, 2)
+"""Oldest QEMU that this was written for and tried with."""
+TRY_SECONDS = 3.0
+"""The payload takes 0.1 s emulated; a KVM that needs longer is none."""
+CACHE = "accelerator.json"
+
+
+class Accelerator(StrEnum):
+    """QEMU's names."""
+
+    KVM = "kvm"
+    HVF = "hvf"
+    TCG = "tcg"
+
+    @property
+    def is_hardware(self) -> bool:
+        """False when every instruction is emulated."""
+        return self is not Accelerator.TCG
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A QEMU and what it can use."""
+
+    binary: str
+    version: str
+    accelerator: Accelerator
+    reason: str
+    """Why not a faster one; empty when there is none faster."""
+
+
+async def find(run_dir: Path | None = None, *, binary: str = BINARY) -> Found:
+    """The fastest accelerator that works, tried once per boot of the host and version of QEMU.
+
+    Raises `Unavailable` when there is no QEMU, it is too old, or not even its emulation works.
+    """
+    path = shutil.which(binary)
+    if path is None:
+        raise Unavailable(
+            f"{binary} is not installed", hint="install QEMU (Debian: qemu-system-x86, macOS: brew install qemu)"
+        )
+    version = await _version(path)
+    key = f"{boot_id()} {path} {version} {os.geteuid()} {_device_stamp()}"
+    if run_dir is not None and (cached := _read(run_dir / CACHE, key)) is not None:
+        return cached
+    found = await _try_all(path, version)
+    if run_dir is not None:
+        _write(run_dir / CACHE, key, found)
+    return found
+
+
+async def _version(path: str) -> str:
+    status, output, _ = await _run([path, "--version"])
+    version = parse_version(output) if status == 0 else None
+    if version is None:
+        raise Unavailable(f"'{path} --version' does not say which QEMU it is: {output.strip()[:200]!r}")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        raise Unavailable(
+            f"QEMU {version} is too old", hint=f"install QEMU {'.'.join(map(str, OLDEST))} or newer; {path} was found"
+        )
+    return version
+
+
+def parse_version(text: str) -> str | None:
+    """The number in what `--version` prints; None when there is none."""
+    match = re.search(r"version (\d+\.\d+(?:\.\d+)?)", text)
+    return match[1] if match else None
+
+
+async def _try_all(path: str, version: str) -> Found:
+    reasons: list[str] = []
+    for accelerator in candidates(platform.system()):
+        why = await attempt(path, accelerator)
+        if why is None:
+            return Found(binary=path, version=version, accelerator=accelerator, reason="; ".join(reasons))
+        reasons.append(f"{accelerator} does not work here: {why}")
+    raise Unavailable(f"QEMU runs no guest here ({'; '.join(reasons)})")
+
+
+def candidates(system: str) -> tuple[Accelerator, ...]:
+    """What an operating system may offer, fastest first."""
+    hardware = {"Linux": (Accelerator.KVM,), "Darwin": (Accelerator.HVF,)}.get(system, ())
+    return (*hardware, Accelerator.TCG)
+
+
+async def attempt(path: str, accelerator: Accelerator, *, seconds: float = TRY_SECONDS) -> str | None:
+    """Run the payload. None when it got through, else why not."""
+    with tempfile.NamedTemporaryFile(prefix="mvm-payload-") as image:
+        image.write(payload.elf())
+        image.flush()
+        # fmt: off
+        arguments = [
+            path, "-M", "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=off", "-accel", accelerator.value,
+            "-cpu", "max", "-m", "16", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-kernel", image.name, "-device", f"isa-debug-exit,iobase={payload.EXIT_PORT:#x},iosize=4",
+        ]
+        # fmt: on
+        began = time.monotonic()
+        status, output, in_time = await _run(arguments, seconds=seconds)
+        log.debug("%s: status %s after %.3f s: %s", accelerator, status, time.monotonic() - began, output[:500])
+    if status == payload.EXIT_STATUS:
+        return None
+    return why_not(output, in_time=in_time, seconds=seconds)
+
+
+def why_not(output: str, *, in_time: bool, seconds: float) -> str:
+    """One line of why a guest did not get through, from what QEMU printed."""
+    if "KVM internal error" in output:
+        return "its KVM cannot run ordinary kernels (it fails on an instruction)"
+    said = [line for line in output.strip().splitlines() if "warning:" not in line]
+    if said:
+        return re.sub(r"^qemu-system-\S+:\s*", "", said[0]).removeprefix("-accel ")[:200]
+    return "the guest ended early" if in_time else f"a tiny guest did not get through in {seconds:g} s"
+
+
+async def _run(arguments: list[str], *, seconds: float = 10.0) -> tuple[int, str, bool]:
+    """Status, output and whether it ended in time; it is killed as soon as KVM gives up or the time is over."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    except OSError as error:
+        raise Unavailable(f"'{arguments[0]}' cannot be started: {error.strerror or error}") from error
+    assert process.stdout is not None
+    lines, in_time = [], True
+    try:
+        async with asyncio.timeout(seconds):
+            while line := await process.stdout.readline():
+                lines.append(line.decode(errors="replace"))
+                if "KVM internal error" in lines[-1]:
+                    break
+            else:
+                await process.wait()
+    except TimeoutError:
+        in_time = False
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+        status = await process.wait()
+    return status, "".join(lines), in_time
+
+
+def _device_stamp() -> str:
+    """Changes when access to /dev/kvm does."""
+    return str(os.access("/dev/kvm", os.R_OK | os.W_OK))
+
+
+def _read(cache: Path, key: str) -> Found | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        document = json.loads(cache.read_text())
+        if document.pop("key") == key:
+            return Found(**document | {"accelerator": Accelerator(document["accelerator"])})
+    return None
+
+
+def _write(cache: Path, key: str, found: Found) -> None:
+    with suppress(OSError):  # without it the next agent tries again
+        fresh = cache.with_suffix(".new")
+        fresh.write_text(json.dumps({"key": key, **asdict(found)}))
+        fresh.replace(cache)

@@ -1,0 +1,75 @@
+"""What the agent holds of a machine: the control channel, and the copy of its console."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from mvm.model.errors import TimedOut, Unavailable
+from mvm.runtime.base import Connection, Handler
+from mvm.runtime.link import Link
+from mvm.runtime.qemu import console
+from mvm.runtime.qemu.files import Files
+
+GREETING_SECONDS = 600.0
+"""How long a guest that boots is waited for by itself; later, whoever connects waits for it."""
+
+
+class Attachment:
+    """One per instance, over all its processes: who listens on a host port goes on doing so after a restart."""
+
+    def __init__(self, files: Files, *, who: str) -> None:
+        self._files = files
+        self._who = who
+        self._link = Link(files.mux, name=who)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def begin(self) -> None:
+        """A QEMU listens on the sockets: take part in what its guest says from the first byte on."""
+        if self._tasks and not all(task.done() for task in self._tasks):
+            return
+        name = self._files.run_dir.name
+        self._tasks = [
+            asyncio.create_task(console.copy(self._files.console, self._files.console_log), name=f"console {name}"),
+            asyncio.create_task(self._greet(), name=f"channel {name}"),
+        ]
+
+    async def _greet(self) -> None:
+        with suppress(Unavailable):
+            await self._link.ready(timeout=GREETING_SECONDS)
+
+    async def connect(self, port: int, *, seconds: float) -> Connection:
+        """Connect to a guest port. Raises `Unavailable`, saying which port and what the console said last."""
+        if not self._files.mux.exists():
+            raise Unavailable(f"nobody listens on guest port {port} of {self._who}: it does not run")
+        self.begin()
+        try:
+            return await self._link.connect(port, timeout=seconds)
+        except TimedOut:
+            raise
+        except Unavailable as error:
+            raise Unavailable(
+                f"nobody listens on guest port {port} of {self._who}: {error.message}", hint=error.hint
+            ) from error
+
+    async def listen(self, port: int, handler: Handler) -> asyncio.AbstractServer:
+        """Serve what the guest connects to, now and after each start."""
+        server = await self._link.listen(port, handler)
+        if self._files.mux.exists():
+            self.begin()  # of an earlier agent: its guest may have something to say
+        return server
+
+    async def process_ended(self) -> None:
+        """There is no QEMU any more; the console's last words are on disk when this returns."""
+        for task in self._tasks:
+            await asyncio.wait([task], timeout=1.0)  # it ends by itself when the socket does
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    async def close(self) -> None:
+        """Let go for good; a machine that runs goes on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._link.close()

@@ -1,0 +1,182 @@
+"""Starting a QEMU with nothing but open files, as a user of its own, bounded; and leaving none behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvm.drives.table import Drive, Mode
+from mvm.guest import processes
+from mvm.guest.processes import Identity, Process
+from mvm.model.errors import MvmError, Unavailable
+from mvm.runtime import bounds, spawning
+from mvm.runtime.base import Machine
+from mvm.runtime.qemu.command import TCG_CODE_MIB, Descriptors, Hardware, command
+from mvm.runtime.qemu.files import Files
+from mvm.runtime.records import Record
+
+log = logging.getLogger(__name__)
+
+MARKER = "MVM_MACHINE"
+"""Variable that names the run directory of the instance, by which its QEMU is known even without a record."""
+OVERHEAD_MIB = 192
+"""Of QEMU itself; measured: 60 MiB beside guest memory and translated code."""
+MAX_OPEN_FILES = 256
+OOM_SCORE = 300
+"""Rather than the agent, which would lose sight of everybody, one instance ends when the host is out of memory."""
+KILL_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qemu:
+    """Which QEMU is run, and how it is confined."""
+
+    binary: str
+    sandbox: bool
+
+
+def memory_bytes(mem_mib: int) -> int:
+    """What a machine of that size may use in all: its memory, which is a file's pages, and QEMU's own."""
+    return (mem_mib + TCG_CODE_MIB + OVERHEAD_MIB) << 20
+
+
+@contextmanager
+def opened(
+    machine: Machine, files: Files, drives: Mapping[Drive, Path], ram: int, tap: int | None
+) -> Iterator[Descriptors]:
+    """Everything that a QEMU of this instance works with, open; closed here at the end of the block.
+
+    `ram` and `tap` are given in; they are closed too, also when this fails.
+    """
+    with ExitStack() as stack:
+        stack.callback(os.close, ram)
+        if tap is not None:
+            stack.callback(os.close, tap)
+        files.check_lengths()
+        yield Descriptors(
+            monitor=_listening(stack, files.monitor),
+            mux=_listening(stack, files.mux),
+            console=_listening(stack, files.console),
+            ram=ram,
+            drives={drive.serial: _open(stack, path, drive) for drive, path in drives.items()},
+            tap=tap,
+        )
+
+
+def _listening(stack: ExitStack, path: Path) -> int:
+    """A Unix socket that only this user can connect to, and that connections wait on from now."""
+    path.unlink(missing_ok=True)
+    listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(8)
+    return listener.fileno()
+
+
+def _open(stack: ExitStack, path: Path, drive: Drive) -> tuple[int, ...]:
+    modes = (os.O_RDONLY, os.O_RDWR) if drive.mode is Mode.READ_WRITE else (os.O_RDONLY,)
+    opened = []
+    for mode in modes:
+        try:
+            opened.append(os.open(path, mode | os.O_CLOEXEC))
+        except OSError as error:
+            raise Unavailable(f"the image of drive {drive.serial} cannot be opened: {path}: {error}") from error
+        stack.callback(os.close, opened[-1])
+    return tuple(opened)
+
+
+def launch(
+    qemu: Qemu, machine: Machine, files: Files, hardware: Hardware, descriptors: Descriptors, *, incoming: bool
+) -> Identity:
+    """Start QEMU, recorded and bounded. Raises `Unavailable`; then nothing runs."""
+    arguments = command(
+        qemu.binary,
+        hardware,
+        descriptors,
+        name=machine.ref.instance_id,
+        mac=machine.mac,
+        sandbox=qemu.sandbox,
+        incoming=incoming,
+    )
+    identity = spawning.spawn(
+        [*_as_user(machine.uid), *arguments],
+        environment={"PATH": os.defpath, MARKER: str(files.run_dir)},
+        directory=Path("/"),
+        output=files.output,
+        held=descriptors.all(),
+    )
+    held = bounds.apply(
+        identity.pid,
+        name=f"{machine.ref.instance_id}-{identity.pid}",
+        vcpus=machine.vcpus,
+        memory_bytes=memory_bytes(machine.mem_mib),
+    )
+    log.debug("%s: QEMU is %s", machine.ref, held.note)
+    _limit(identity.pid)
+    Record(identity=identity, groups=held.groups).write(files.record)
+    return identity
+
+
+def _as_user(uid: int | None) -> list[str]:
+    """Words before a command that make it run as another user without any privilege or way to one."""
+    if uid is None or uid == os.geteuid():
+        return []
+    path = shutil.which("setpriv", path=os.defpath)
+    if path is None:
+        raise Unavailable("setpriv is not installed", hint="install it (Debian: util-linux)")
+    return [path, "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "--no-new-privs", "--inh-caps=-all", "--"]
+
+
+def _limit(pid: int) -> None:
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, ValueError):
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
+    with suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
+
+
+def find(files: Files) -> Identity | None:
+    """The QEMU of this instance: by its record, else (the agent died right after starting it) by its marker."""
+    recorded = Record.process(files.record)
+    if recorded is not None and processes.alive(recorded) and _is_of(recorded.pid, files):
+        return recorded
+    found = members(files)
+    return found[0].identity if found else None
+
+
+def members(files: Files) -> list[Process]:
+    """Every process that was started as the machine of this instance and has not ended."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and _is_of(int(name), files):
+            process = processes.read(int(name))
+            if process is not None and not process.ended:
+                found.append(process)
+    return found
+
+
+def _is_of(pid: int, files: Files) -> bool:
+    return processes.variable_of(pid, MARKER) == str(files.run_dir)
+
+
+async def end_all(files: Files, *, who: str) -> None:
+    """No process of the instance is left afterwards. Raises `MvmError` when one cannot be ended."""
+    record = Record.load(files.record)
+    left = await processes.kill_all(lambda: members(files), KILL_SECONDS)
+    if left:
+        pids = ", ".join(str(process.identity.pid) for process in left)
+        raise MvmError(f"the QEMU of {who} cannot be ended: {pids}", hint="it waits for a device or a file system")
+    if record is not None:
+        spawning.reap(record.identity)
+        await bounds.remove(record.groups)
+    files.forget_process()

@@ -1,0 +1,370 @@
+"""The QEMU runtime: each instance a virtual machine of its own, on any host that has QEMU.
+
+With KVM (or HVF) it is for every day; without, every instruction is emulated: the same behaviour, many times slower.
+A machine is given open files and nothing else: sockets for monitor, channel and console, images, its memory, its
+network device. Its memory is a file in the state directory, so sleeping writes only the state of the devices. The QEMU
+outlives the agent, and the next agent finds it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from mvm.drives import images
+from mvm.drives.table import CONFIG, DATA, SECRETS, drives_of
+from mvm.guest import processes
+from mvm.guest.processes import Identity
+from mvm.model.entities import ProcessIdentity
+from mvm.model.errors import Conflict, MvmError, SnapshotRejected, Unavailable
+from mvm.model.ids import InstanceId
+from mvm.runtime import spawning
+from mvm.runtime.base import (
+    Capabilities,
+    ChannelKind,
+    Connection,
+    GuestLayout,
+    Handler,
+    Machine,
+    Probe,
+    Snapshot,
+)
+from mvm.runtime.qemu import accelerator, bases, launching, makeup, shutdown, snapshots
+from mvm.runtime.qemu.accelerator import Found
+from mvm.runtime.qemu.attachment import Attachment
+from mvm.runtime.qemu.command import Hardware
+from mvm.runtime.qemu.files import Files
+from mvm.runtime.qemu.launching import Qemu
+from mvm.runtime.qemu.monitor import Monitor, MonitorClosed, open_monitor
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+"""How long a connection to a guest port may wait for the guest: one that boots or wakes answers as soon as it can."""
+
+OpenTap = Callable[[Machine], int | None]
+
+
+def no_network(machine: Machine) -> int | None:
+    """The device's other end is not connected to anything."""
+    return None
+
+
+class QemuRuntime:
+    """Implements `mvm.runtime.base.Runtime` with virtual machines."""
+
+    name = "qemu"
+    capabilities = Capabilities(
+        isolated=True,
+        memory_snapshot=True,
+        clone=True,
+        hot_drive_change=True,
+        channel=ChannelKind.VIRTIO_SERIAL,
+        images=True,
+        networks=True,
+    )
+
+    def __init__(self, *, run_dir: Path | None = None, open_tap: OpenTap = no_network) -> None:
+        """`run_dir` is where it keeps what it found out about this host; `open_tap` opens a machine's network device
+        (an open file that QEMU may read and write; closed by this runtime)."""
+        self._run_dir = run_dir
+        self._open_tap = open_tap
+        self._found: Found | None = None
+        self._finding = asyncio.Lock()
+        self._attachments: dict[InstanceId, Attachment] = {}
+
+    # What there is
+
+    async def probe(self) -> Probe:
+        """Whether virtual machines run here, and with what."""
+        try:
+            processes.require_linux()
+            found = await self._host()
+        except (MvmError, OSError) as error:
+            return Probe(usable=False, reason=str(error), remedy=getattr(error, "hint", None))
+        if missing := images.missing_programs():
+            return Probe(
+                usable=False,
+                reason=f"{', '.join(missing)} not installed",
+                remedy=f"install {', '.join(sorted(set(missing.values())))} (Debian's names)",
+            )
+        if found.accelerator.is_hardware:
+            return Probe(usable=True, reason=f"QEMU {found.version} with {found.accelerator}")
+        return Probe(
+            usable=True,
+            reason=f"QEMU {found.version} without hardware virtualisation: guests are emulated, about 10 times slower",
+            remedy=f"{found.reason}; on a host with KVM it runs at full speed",
+        )
+
+    async def accelerated(self) -> bool:
+        """Whether guests run at the processor's own speed: only then is this runtime taken unasked."""
+        return (await self._host()).accelerator.is_hardware
+
+    async def assign_address(self, guest_ip: str) -> str:
+        return guest_ip
+
+    async def layout(self, machine: Machine) -> GuestLayout:
+        """Every guest has a machine of its own: the same paths and ports everywhere."""
+        return GuestLayout(
+            run="/run",
+            data=DATA.mount_point,
+            secrets=SECRETS.mount_point,
+            config=CONFIG.mount_point,
+            plugin_dir="/opt/mvm/openclaw-plugin",
+            discord_plugin_dir="/opt/openclaw/node_modules/@openclaw/discord" if machine.role.runs_openclaw else None,
+        )
+
+    async def publish_drives(self, machine: Machine) -> None:
+        """Write both images in place. A running guest sees them when it mounts them next."""
+        files = Files.of(machine)
+        work = []
+        if CONFIG in drives_of(machine.role):
+            work.append((machine.config, files.config_image, images.CONFIG_IMAGE_BYTES))
+        if SECRETS in drives_of(machine.role):
+            work.append((machine.secrets, files.secrets_image, images.SECRETS_IMAGE_BYTES))
+        await asyncio.gather(
+            *(asyncio.to_thread(images.write_erofs, content, image, smallest=size) for content, image, size in work)
+        )
+
+    # From nothing to running
+
+    async def start(self, machine: Machine) -> ProcessIdentity:
+        """Boot. Returns when QEMU runs and answers; on failure nothing runs."""
+        files = Files.of(machine)
+        self._refuse_running(machine, files)
+        made_of = await self._made_of(machine)
+        await asyncio.to_thread(self._prepare_boot, machine, files)
+        identity = await self._launch(machine, files, made_of, incoming=False)
+        return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+
+    def _prepare_boot(self, machine: Machine, files: Files) -> None:
+        """A data drive of the size asked for, and no memory of earlier times."""
+        snapshots.discard(files)
+        if files.data.exists():
+            images.grow(files.data, mib=machine.data_mib)
+        else:
+            images.make_ext4(files.data, mib=machine.data_mib)
+        os.close(files.make_ram(mib=machine.mem_mib, uid=machine.uid))
+
+    async def restore(self, machine: Machine, snapshot: Snapshot | None) -> ProcessIdentity:
+        """Bring a sleeper back. Once a QEMU may have touched its memory the snapshot is used up, whatever happens."""
+        if snapshot is None:
+            return await self.start(machine)
+        files = Files.of(machine)
+        self._refuse_running(machine, files)
+        made_of = await self._made_of(machine)
+        _, wanted = made_of
+        await asyncio.to_thread(snapshots.verify, files, snapshot, wanted)
+        await asyncio.to_thread(snapshots.unpack, files, snapshot, uid=machine.uid)
+        snapshots.consume(files)
+        try:
+            identity = await self._launch(machine, files, made_of, incoming=True)
+        except BaseException:
+            snapshots.give_back(files)
+            raise
+        try:
+            await self._load(machine, files)
+        except MvmError as error:
+            await self._end(machine, files)
+            raise SnapshotRejected(f"QEMU does not take the snapshot: {self._why(files, error)}") from error
+        except BaseException:
+            await asyncio.shield(self._end(machine, files))
+            raise
+        return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+
+    async def _load(self, machine: Machine, files: Files) -> None:
+        descriptor = os.open(files.memory / snapshots.DEVICES, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            async with open_monitor(files.monitor, who=str(machine.ref)) as monitor:
+                await monitor.load_devices(descriptor)
+                await monitor.execute("cont")
+        finally:
+            os.close(descriptor)
+        snapshots.remove_used(files)
+
+    async def _launch(
+        self, machine: Machine, files: Files, made_of: tuple[Hardware, dict[str, str]], *, incoming: bool
+    ) -> Identity:
+        """Start QEMU, attach to it and wait for its greeting. On failure nothing is left of it."""
+        hardware, made_by = made_of
+        qemu = Qemu(binary=(await self._host()).binary, sandbox=platform.system() == "Linux")
+        ram = os.open(files.ram, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            tap = self._open_tap(machine)
+        except BaseException:
+            os.close(ram)
+            raise
+        try:
+            with launching.opened(machine, files, makeup.drive_images(machine, files), ram, tap) as descriptors:
+                identity = launching.launch(qemu, machine, files, hardware, descriptors, incoming=incoming)
+            self._attachment(machine).begin()
+            async with open_monitor(files.monitor, who=str(machine.ref)):
+                makeup.remember(files, made_by)
+        except MonitorClosed as error:
+            await asyncio.shield(self._end(machine, files))
+            raise Unavailable(
+                f"the QEMU of {machine.ref} ended at once: {spawning.last_words(files.output)}",
+                hint=f"see '{files.output}'",
+            ) from error
+        except BaseException:
+            await asyncio.shield(self._end(machine, files))
+            raise
+        return identity
+
+    # Warm, asleep, copied
+
+    async def pause(self, machine: Machine, process: ProcessIdentity) -> None:
+        async with self._monitor(machine) as monitor:
+            await monitor.execute("stop")
+
+    async def resume(self, machine: Machine, process: ProcessIdentity) -> None:
+        """Let it run again; a snapshot of it, if there is one, is void from now."""
+        files = Files.of(machine)
+        async with self._monitor(machine) as monitor:
+            if await monitor.status() != "running":
+                await asyncio.to_thread(snapshots.discard_name, files)
+                await monitor.execute("cont")
+
+    async def snapshot(self, machine: Machine, process: ProcessIdentity) -> Snapshot | None:
+        """Write the devices beside the memory, flush both, and verify."""
+        files = Files.of(machine)
+        made_by = makeup.remembered(files)
+        try:
+            async with self._monitor(machine) as monitor:
+                await monitor.execute("stop")
+                await snapshots.write(files, monitor)
+            return await asyncio.to_thread(snapshots.finish, files, made_by)
+        except OSError as error:
+            raise MvmError(
+                f"the snapshot of {machine.ref} cannot be written: {error.strerror or error}",
+                hint="is the file system full?",
+            ) from error
+
+    async def discard_snapshot(self, machine: Machine) -> None:
+        files = Files.of(machine)
+        if launching.find(files) is None:
+            await asyncio.to_thread(snapshots.discard, files)
+        else:
+            await asyncio.to_thread(snapshots.discard_name, files)
+
+    async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
+        return await asyncio.to_thread(snapshots.load, Files.of(machine).memory)
+
+    async def compress_snapshot(self, machine: Machine) -> int | None:
+        """Compress the memory of one that sleeps long; `restore` unpacks it. Returns the bytes on disk, None when
+        there is nothing to compress. Beyond the protocol: policy decides when it is worth the longer wake."""
+        files = Files.of(machine)
+        self._refuse_running(machine, files)
+        return await asyncio.to_thread(snapshots.compress, files)
+
+    async def base_key(self, machine: Machine) -> str | None:
+        _, wanted = await self._made_of(machine)
+        return bases.key(wanted, role=machine.role.value, data_mib=machine.data_mib)
+
+    async def keep_as_base(self, machine: Machine, process: ProcessIdentity, directory: Path) -> None:
+        files = Files.of(machine)
+        made_by = makeup.remembered(files)
+        async with self._monitor(machine) as monitor:
+            await monitor.execute("stop")
+            await bases.keep(files, monitor, directory, made_by)
+
+    async def clone(self, machine: Machine, directory: Path) -> Snapshot:
+        files = Files.of(machine)
+        _, wanted = await self._made_of(machine)
+        return await asyncio.to_thread(bases.copy, directory, files, uid=machine.uid, wanted=wanted)
+
+    # To an end
+
+    async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
+        """Have the guest shut down; one that is asleep already, or does not do it, is ended."""
+        files = Files.of(machine)
+        clean = False
+        try:
+            if snapshots.load(files.memory) is None and await self.alive(process):
+                clean = await shutdown.ask(self, machine, process, grace_seconds=grace_seconds)
+        except MvmError as error:
+            log.warning("%s does not end by itself and is killed: %s", machine.ref, error.message)
+        await self._end(machine, files)
+        spawning.reap(_identity(process))
+        return clean
+
+    async def alive(self, process: ProcessIdentity) -> bool:
+        identity = _identity(process)
+        spawning.reap(identity)
+        return processes.alive(identity)
+
+    async def find(self, machine: Machine) -> ProcessIdentity | None:
+        identity = launching.find(Files.of(machine))
+        return None if identity is None else ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+
+    async def wait(self, process: ProcessIdentity) -> None:
+        await spawning.wait_for_end(_identity(process))
+
+    async def destroy(self, machine: Machine) -> None:
+        files = Files.of(machine)
+        await self._end(machine, files)
+        attachment = self._attachments.pop(machine.ref.instance_id, None)
+        if attachment is not None:
+            await attachment.close()
+        await asyncio.to_thread(files.remove)
+
+    async def _end(self, machine: Machine, files: Files) -> None:
+        await launching.end_all(files, who=str(machine.ref))
+        attachment = self._attachments.get(machine.ref.instance_id)
+        if attachment is not None:
+            await attachment.process_ended()
+
+    # Channel
+
+    async def connect(self, machine: Machine, port: int) -> Connection:
+        return await self._attachment(machine).connect(port, seconds=CONNECT_SECONDS)
+
+    async def listen(self, machine: Machine, port: int, handler: Handler) -> asyncio.AbstractServer:
+        return await self._attachment(machine).listen(port, handler)
+
+    async def close(self) -> None:
+        """Let go of all machines; they go on running, and another agent can take them over."""
+        attachments, self._attachments = list(self._attachments.values()), {}
+        for attachment in attachments:
+            await attachment.close()
+
+    def _attachment(self, machine: Machine) -> Attachment:
+        found = self._attachments.get(machine.ref.instance_id)
+        if found is None:
+            found = Attachment(Files.of(machine), who=str(machine.ref))
+            self._attachments[machine.ref.instance_id] = found
+        return found
+
+    # Facts
+
+    async def _host(self) -> Found:
+        async with self._finding:
+            if self._found is None:
+                self._found = await accelerator.find(self._run_dir)
+            return self._found
+
+    async def _made_of(self, machine: Machine) -> tuple[Hardware, dict[str, str]]:
+        """What the machine is made of, and what a snapshot of it fits to."""
+        found = await self._host()
+        hardware = await asyncio.to_thread(makeup.hardware, machine, found)
+        return hardware, makeup.made_by(machine, Files.of(machine), hardware, found)
+
+    def _refuse_running(self, machine: Machine, files: Files) -> None:
+        if launching.find(files) is not None:
+            raise Conflict(f"{machine.ref} runs already")
+
+    def _why(self, files: Files, error: MvmError) -> str:
+        said = spawning.last_words(files.output)
+        return said if isinstance(error, MonitorClosed) else error.message
+
+    def _monitor(self, machine: Machine) -> AbstractAsyncContextManager[Monitor]:
+        return open_monitor(Files.of(machine).monitor, who=str(machine.ref))
+
+
+def _identity(process: ProcessIdentity) -> Identity:
+    return Identity(process.pid, process.start_time)

@@ -1,0 +1,62 @@
+"""Having a guest shut down by itself: its supervisor is asked over the channel, then its machine ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Protocol
+
+from mvm.guest import processes
+from mvm.guest.processes import Identity
+from mvm.model.entities import ProcessIdentity
+from mvm.model.errors import TimedOut, Unavailable
+from mvm.runtime.base import Connection, Machine
+
+SUPERVISOR_PORT = 51
+"""Guest port of the supervisor's control socket: one JSON line asks, one answers (`mvm.guest.supervisor_socket`)."""
+POWER_OFF_SECONDS = 10.0
+"""How long the machine may take to end after its last service did: the guest writes back and unmounts."""
+LINE_LIMIT = 256 * 1024
+
+
+class Connects(Protocol):
+    """What is needed of a runtime."""
+
+    async def connect(self, machine: Machine, port: int) -> Connection: ...
+
+
+async def ask(runtime: Connects, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
+    """Ask the supervisor and wait for the machine's end. True when it ended and no service had to be killed.
+
+    Raises `Unavailable` when nobody answers, `TimedOut` when the time is over.
+    """
+    identity = Identity(process.pid, process.start_time)
+    try:
+        async with asyncio.timeout(grace_seconds + POWER_OFF_SECONDS):
+            killed = await _request(runtime, machine, grace_seconds)
+            left = await processes.wait_until_ended([identity], grace_seconds + POWER_OFF_SECONDS)
+    except TimeoutError:
+        raise TimedOut(f"the guest of {machine.ref} did not shut down within {grace_seconds:g} s") from None
+    return not left and not killed
+
+
+async def _request(runtime: Connects, machine: Machine, grace_seconds: float) -> bool:
+    """Returns whether a service had to be killed."""
+    reader, writer = await runtime.connect(machine, SUPERVISOR_PORT)
+    try:
+        writer.write(json.dumps({"op": "shutdown", "grace_seconds": grace_seconds}).encode() + b"\n")
+        await writer.drain()
+        line = await reader.readline()
+    except (OSError, ValueError):
+        line = b""
+    finally:
+        writer.close()
+    if not line:  # it hung up: the machine's end tells the rest
+        return False
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        raise Unavailable(f"the supervisor of {machine.ref} answers with {line[:80]!r}") from None
+    if not isinstance(answer, dict) or not answer.get("ok"):
+        raise Unavailable(f"the supervisor of {machine.ref} refuses to shut down: {str(answer)[:200]}")
+    return bool(answer.get("killed"))
