@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mvm.drives import images
 from mvm.drives.table import CONFIG, DATA, ROOTFS, SECRETS, Drive, drives_of
+from mvm.image.base import FILES, INITRD, KERNEL, Manifest
+from mvm.image.base import ROOTFS as ROOT_IMAGE
 from mvm.model.errors import MvmError, Unavailable
 from mvm.runtime.base import Machine
 from mvm.runtime.qemu.accelerator import Found
@@ -18,7 +20,6 @@ from mvm.runtime.qemu.command import Hardware, layout
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.qemu.tsc import host_tsc_khz
 
-IMAGE_FILES = ("vmlinux", "initrd", "rootfs.erofs")
 MADE_BY = "made_by.json"
 """What a machine was started with, beside its memory: its pool may be changed while it runs."""
 CPUINFO = Path("/proc/cpuinfo")
@@ -27,7 +28,7 @@ CPUINFO = Path("/proc/cpuinfo")
 def hardware(machine: Machine, found: Found) -> Hardware:
     """What the machine is made of. Raises `Unavailable` when a part of it is not there."""
     image = _image(machine)
-    for name in IMAGE_FILES:
+    for name in FILES:
         if not (image / name).is_file():
             raise Unavailable(f"the image '{image}' has no {name}", hint="build it again: `mvm pool build`")
     return Hardware(
@@ -35,9 +36,9 @@ def hardware(machine: Machine, found: Found) -> Hardware:
         vcpus=machine.vcpus,
         mem_mib=machine.mem_mib,
         drives=drives_of(machine.role),
-        kernel=image / "vmlinux",
-        initrd=image / "initrd",
-        parameters=_image_parameters(image),
+        kernel=image / KERNEL,
+        initrd=image / INITRD,
+        parameters=_kernel_arguments(image),
         tsc_khz=host_tsc_khz(),
     )
 
@@ -45,7 +46,7 @@ def hardware(machine: Machine, found: Found) -> Hardware:
 def drive_images(machine: Machine, files: Files) -> dict[Drive, Path]:
     """The image of each drive, in the order in which they are attached."""
     paths = {
-        ROOTFS: _image(machine) / "rootfs.erofs",
+        ROOTFS: _image(machine) / ROOT_IMAGE,
         DATA: files.data,
         SECRETS: files.secrets_image,
         CONFIG: files.config_image,
@@ -101,11 +102,15 @@ def _image(machine: Machine) -> Path:
     return machine.image
 
 
-def _image_parameters(image: Path) -> str:
-    """What the image wants on its kernel's command line, by its manifest."""
-    with suppress(OSError, ValueError, AttributeError):
-        return str(json.loads((image / "manifest.json").read_text()).get("kernel_parameters", ""))
-    return ""
+@functools.lru_cache(maxsize=64)
+def _kernel_arguments(image: Path) -> str:
+    """What the image wants on its kernel's command line; a revision never changes."""
+    try:
+        return " ".join(Manifest.read(image).kernel_arguments)
+    except (OSError, ValueError) as error:
+        raise Unavailable(
+            f"the image '{image}' has no manifest: {error}", hint="build it again: `mvm pool build`"
+        ) from error
 
 
 def _size(path: Path, smallest: int) -> int:
