@@ -77,7 +77,7 @@ class Runtimes:
             if name not in self._runtimes:
                 continue
             probe = await self.probe(name)
-            if probe.usable:
+            if probe.usable and probe.unasked:
                 runtime = self._runtimes[name]
                 self._refuse_unisolated(runtime)
                 return Choice(runtime=runtime, reason=_because("; ".join(passed_over), probe))

@@ -64,6 +64,8 @@ class Probe:
     usable: bool
     reason: str
     remedy: str | None = None
+    unasked: bool = True
+    """Whether `auto` may take it: false for one that works but that nobody would want without having asked for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

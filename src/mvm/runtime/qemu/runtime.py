@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0
 """How long a connection to a guest port may wait for the guest: one that boots or wakes answers as soon as it can."""
 
+SLOWNESS_OF_EMULATION = 4.0
+"""For limits: single programs take about ten times as long, a start of OpenClaw was seen to take three minutes."""
+
 OpenTap = Callable[[Machine], int | None]
 
 
@@ -59,15 +62,6 @@ class QemuRuntime:
     """Implements `mvm.runtime.base.Runtime` with virtual machines."""
 
     name = "qemu"
-    capabilities = Capabilities(
-        isolated=True,
-        memory_snapshot=True,
-        clone=True,
-        hot_drive_change=True,
-        channel=ChannelKind.VIRTIO_SERIAL,
-        images=True,
-        networks=True,
-    )
 
     def __init__(self, *, run_dir: Path | None = None, open_tap: OpenTap = no_network) -> None:
         """`run_dir` is where it keeps what it found out about this host; `open_tap` opens a machine's network device
@@ -77,6 +71,20 @@ class QemuRuntime:
         self._found: Found | None = None
         self._finding = asyncio.Lock()
         self._attachments: dict[InstanceId, Attachment] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        emulated = self._found is not None and not self._found.accelerator.is_hardware
+        return Capabilities(
+            isolated=True,
+            memory_snapshot=True,
+            clone=True,
+            hot_drive_change=True,
+            channel=ChannelKind.VIRTIO_SERIAL,
+            images=True,
+            networks=True,
+            slowness=SLOWNESS_OF_EMULATION if emulated else 1.0,
+        )
 
     # What there is
 
@@ -99,11 +107,8 @@ class QemuRuntime:
             usable=True,
             reason=f"QEMU {found.version} without hardware virtualisation: guests are emulated, about 10 times slower",
             remedy=f"{found.reason}; on a host with KVM it runs at full speed",
+            unasked=False,
         )
-
-    async def accelerated(self) -> bool:
-        """Whether guests run at the processor's own speed: only then is this runtime taken unasked."""
-        return (await self._host()).accelerator.is_hardware
 
     async def assign_address(self, guest_ip: str) -> str:
         return guest_ip
@@ -117,6 +122,7 @@ class QemuRuntime:
             config=CONFIG.mount_point,
             plugin_dir="/opt/mvm/openclaw-plugin",
             discord_plugin_dir="/opt/openclaw/node_modules/@openclaw/discord" if machine.role.runs_openclaw else None,
+            host_address=machine.gateway_ip,
         )
 
     async def publish_drives(self, machine: Machine) -> None:
