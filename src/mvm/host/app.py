@@ -34,6 +34,7 @@ from mvm.host.inspection import Inspection
 from mvm.host.lifecycle import Lifecycle
 from mvm.host.locations import Locations
 from mvm.host.machines import InstanceDirectories
+from mvm.host.networks import Networks
 from mvm.host.observation import Observer
 from mvm.host.pairing import Pairing
 from mvm.host.policy_loop import PolicyLoop
@@ -53,9 +54,11 @@ from mvm.host.tenants import Tenants
 from mvm.host.users import Users
 from mvm.host.wakedesk import WakeDesk
 from mvm.host.wakes import Wakes
-from mvm.model.entities import Instance, Pool
-from mvm.runtime.base import Runtime
+from mvm.model.entities import Pool
+from mvm.network.taps import open_tap
+from mvm.runtime.base import Machine, Runtime
 from mvm.runtime.process import ProcessRuntime
+from mvm.runtime.qemu import QemuRuntime
 from mvm.security.vault import Vault
 from mvm.store.sqlite import SqliteStore
 from mvm.telemetry.logs import LogStyle, configure
@@ -69,11 +72,6 @@ KEY_FILE = "secrets.key"
 class _NoImages:
     async def ensure(self, pool: Pool, progress: Progress) -> Pool:
         return pool
-
-
-class _NoNetworks:
-    async def ready(self, instance: Instance) -> None:
-        pass
 
 
 @dataclass(kw_only=True)
@@ -107,6 +105,7 @@ class Host:
     inspection: Inspection
     attachments: Attachments
     bases: Bases
+    networks: Networks
     shutdown: asyncio.Event
     serving: asyncio.Event
     """Set while requests are taken."""
@@ -142,12 +141,16 @@ async def open_host(
             secrets_dir=locations.secrets_dir,
             own_uids=os.geteuid() == 0,
         )
+        networks = Networks(
+            catalog=catalog, runtimes=known_runtimes, gateways=gateways, owner=str(locations.state_dir)
+        )
         preparer = DrivePreparer(
             catalog=catalog,
             store=store,
             secrets=secrets,
             cipher=vault,
             gateways=gateways,
+            dns=networks.dns,
         )
         attachments = Attachments(lambda ref: desk.handler_for(ref))
         stack.push_async_callback(attachments.close)
@@ -169,7 +172,7 @@ async def open_host(
             chronicle=chronicle,
             attachments=attachments,
             images=_NoImages(),
-            networks=_NoNetworks(),
+            networks=networks,
             bases=bases,
             clock=clock,
             environment=environment,
@@ -291,6 +294,8 @@ async def open_host(
             clock=clock,
         )
         preparer.on_gateway_moved = refreshes.gateway_moved
+        stack.push_async_callback(networks.close)
+        await networks.start()
         yield Host(
             locations=locations,
             clock=clock,
@@ -319,6 +324,7 @@ async def open_host(
             inspection=inspection,
             attachments=attachments,
             bases=bases,
+            networks=networks,
             shutdown=asyncio.Event(),
             serving=asyncio.Event(),
         )
@@ -335,7 +341,10 @@ async def serve(locations: Locations) -> None:
     level = logging.getLevelNamesMapping()[locations.log_level.upper()]
     configure(style, level=level, file=_own_log(locations))
     programs = await asyncio.to_thread(host_programs, locations)
-    runtimes: dict[str, Runtime] = {"process": ProcessRuntime(programs)}
+    runtimes: dict[str, Runtime] = {
+        "qemu": QemuRuntime(run_dir=locations.run_dir, open_tap=_open_tap),
+        "process": ProcessRuntime(programs),
+    }
     with only_agent(locations.socket):
         async with open_host(locations, runtimes, environment={}) as host:
             loop = asyncio.get_running_loop()
@@ -343,6 +352,11 @@ async def serve(locations: Locations) -> None:
                 loop.add_signal_handler(number, host.shutdown.set)
             async with observed(host) as observe:
                 await _run(host, ApiServer(REQUESTS, host, observe=observe))
+
+
+def _open_tap(machine: Machine) -> int | None:
+    """The network device of a machine; one that belongs to no tenant has nobody at its other end."""
+    return open_tap(machine.tap, machine.bridge) if machine.bridge else None
 
 
 @contextlib.asynccontextmanager

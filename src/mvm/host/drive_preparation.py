@@ -49,7 +49,7 @@ class DrivePreparer:
         secrets: SecretStore,
         cipher: Cipher,
         gateways: Gateways,
-        dns: tuple[str, ...] = (),
+        dns: Callable[[Instance], tuple[str, ...]] = lambda _: (),
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -101,7 +101,7 @@ class DrivePreparer:
             secrets=await self._secrets.visible(instance, pool),
             served=served,
             worker_tokens=await self._secrets.openclaw_tokens(self._workers_of(served)),
-            dns=self._dns,
+            dns=self._dns(instance),
         )
 
     def _workers_of(self, users: list[User]) -> list[Instance]:
