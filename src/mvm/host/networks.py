@@ -32,7 +32,8 @@ log = structlog.get_logger(__name__)
 
 LOOK_SECONDS = 30.0
 """How often devices, rules and the host's resolvers are looked at."""
-_FORWARDING = "host/network"
+_FOUND = "host/network"
+"""Document that holds the settings of the host as they were found."""
 
 
 class Networks:
@@ -151,9 +152,10 @@ class Networks:
         # Rules before the bridges that they are for, so that no bridge is there without them.
         renewed = await self._rules.put(render(picture, owner=self._owner))
         made = await asyncio.to_thread(devices.make_bridges, picture)
-        if not devices.forwarding():
-            await self._catalog.store.put(_FORWARDING, {"forwarding_before": False})
-            devices.set_forwarding(True)
+        if (before := devices.host_settings()) != devices.HOST:
+            if await self._catalog.store.get(_FOUND) is None:
+                await self._catalog.store.put(_FOUND, before)
+            devices.set_host()
         if renewed or made:
             if await doors.open_docker():
                 await self._rules.intact()
@@ -181,11 +183,11 @@ class Networks:
         await asyncio.to_thread(devices.remove_bridges)
         await self._rules.remove()
         await doors.close_docker()
-        if await self._catalog.store.get(_FORWARDING) is not None:
-            # Others who came later and forward as well have rules of their own for it.
-            if not await doors.others_forward():
-                devices.set_forwarding(False)
-            await self._catalog.store.delete(_FORWARDING)
+        if (found := await self._catalog.store.get(_FOUND)) is not None:
+            # Others who forward as well, and may have come later, have rules of their own for it.
+            if isinstance(found.value, dict) and not await doors.others_forward():
+                devices.set_host({name: str(value) for name, value in found.value.items() if name in devices.HOST})
+            await self._catalog.store.delete(_FOUND)
         self._picture = Picture()
         self._claim.release()
 

@@ -19,6 +19,7 @@ from mvm.network.rules import TABLES, removal
 NFT_LIMIT_SECONDS = 30.0
 
 _NETLINK_NETFILTER = 12
+_NFT_MSG_NEWGEN = (10 << 8) | 15
 _NFT_MSG_GETGEN = (10 << 8) | 16
 _NFTA_GEN_ID = 1
 _NLM_F_REQUEST = 1
@@ -65,7 +66,7 @@ def generation() -> int:
         answer = netlink.recv(4096)
     kind = struct.unpack_from("=4xH", answer)[0]
     length, attribute = struct.unpack_from("=HH", answer, 20)
-    if kind != _NFT_MSG_GETGEN or attribute != _NFTA_GEN_ID or length != 8:
+    if kind != _NFT_MSG_NEWGEN or attribute != _NFTA_GEN_ID or length != 8:
         raise OSError("the kernel does not tell its generation of rules")
     number: int = struct.unpack_from(">I", answer, 24)[0]
     return number

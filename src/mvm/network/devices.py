@@ -12,8 +12,9 @@ too, which drop it. Nothing here depends on that switch, so nobody else's settin
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mvm.model import addresses
@@ -26,7 +27,14 @@ if TYPE_CHECKING:
 
 BRIDGE_PREFIX = "br-tenant-"
 SETTINGS = Path("/proc/sys/net/ipv4")
-IP_FORWARD = SETTINGS / "ip_forward"
+HOST = {
+    # Packets to and from guests are forwarded.
+    "ip_forward": "1",
+    # The kernel takes this one or the interface's own, whichever is on; other interfaces go by their own. A guest that
+    # were told of a shorter way to its neighbour would not hear that it is refused: the two share one rate limit.
+    "conf/all/send_redirects": "0",
+}
+"""Settings of the host as a whole that networks of tenants need."""
 
 _ALWAYS = {
     "conf/{}/forwarding": "1",
@@ -102,15 +110,15 @@ def bridge_is_there(name: str) -> bool:
     return True
 
 
-def forwarding() -> bool:
-    """True when this host forwards packets at all."""
-    return IP_FORWARD.read_text().strip() == "1"
+def host_settings() -> dict[str, str]:
+    """What those settings of the host are now."""
+    return {setting: (SETTINGS / setting).read_text().strip() for setting in HOST}
 
 
-def set_forwarding(on: bool) -> None:
-    """Let this host forward packets, or not."""
-    if forwarding() != on:
-        IP_FORWARD.write_text("1" if on else "0")
+def set_host(values: Mapping[str, str] = MappingProxyType(HOST)) -> None:
+    """Give the host these settings; those that it has already are not touched."""
+    for setting, value in values.items():
+        _write(SETTINGS / setting, value)
 
 
 def _present(route: IPRoute) -> dict[str, int]:

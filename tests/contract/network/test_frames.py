@@ -1,0 +1,206 @@
+"""Frames that a guest writes by itself, straight into its TAP: what is not its own goes nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+import pytest
+from tests.contract.network.world import (
+    INTERNET,
+    World,
+    guest,
+    listen_on_host,
+    needs_namespaces,
+    picture,
+)
+
+from mvm.model import addresses
+from mvm.model.errors import Conflict, Unavailable
+from mvm.network import devices
+from mvm.network.apply import Rules, nft
+from mvm.network.picture import Guest
+from mvm.network.rules import render
+from mvm.network.taps import open_tap
+
+pytestmark = needs_namespaces
+
+# Another guest of its tenant may use a service of the host's loopback, so packets may be led there at all.
+WORKER, VICTIM = guest(1, 4), guest(1, 5, egress=("host:9000",))
+BRIDGE = addresses.mac_address(WORKER.net_id, addresses.GATEWAY_OCTET)
+BRIDGE_IP = str(addresses.gateway_address(addresses.subnet_of(WORKER.net_id)))
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+PORT = 4711
+
+
+def mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def ethernet(source: str, target: str, kind: int, payload: bytes) -> bytes:
+    return mac(target) + mac(source) + struct.pack("!H", kind) + payload
+
+
+def udp(source: str, target: str, payload: bytes = b"hello") -> bytes:
+    """An IPv4 packet. UDP's own checksum may be left out."""
+    datagram = struct.pack("!HHHH", PORT, PORT, 8 + len(payload), 0) + payload
+    head = struct.pack(
+        "!BBHHHBBH4s4s", 0x45, 0, 20 + len(datagram), 1, 0, 64, 17, 0, *map(socket.inet_aton, (source, target))
+    )
+    total = sum(struct.unpack("!10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    checksum = 0xFFFF ^ ((total & 0xFFFF) + (total >> 16))
+    return head[:10] + struct.pack("!H", checksum) + head[12:] + datagram
+
+
+def arp(sender_mac: str, sender: str, target: str, *, operation: int = 1) -> bytes:
+    return (
+        struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation)
+        + mac(sender_mac)
+        + socket.inet_aton(sender)
+        + bytes(6)
+        + socket.inet_aton(target)
+    )
+
+
+class Wire:
+    """A guest's end of its TAP."""
+
+    def __init__(self, world: World, guest: Guest) -> None:
+        self.descriptor = open_tap(guest.tap, addresses.bridge_name(guest.net_id))
+        world.defer(self.unplug)
+
+    def unplug(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def send(self, frame: bytes) -> None:
+        os.write(self.descriptor, frame)
+
+    def heard(self, *, seconds: float = 0.3) -> list[bytes]:
+        frames = []
+        deadline = time.monotonic() + seconds
+        while select.select([self.descriptor], [], [], max(0, deadline - time.monotonic()))[0]:
+            frames.append(os.read(self.descriptor, 2048))
+        return frames
+
+
+@pytest.fixture
+async def wire(world: World) -> Wire:
+    drawn = picture(WORKER, VICTIM)
+    await Rules().put(render(drawn, owner="test"))
+    await asyncio.to_thread(devices.make_bridges, drawn)
+    devices.set_host()
+    return Wire(world, WORKER)
+
+
+@pytest.fixture
+def target(world: World) -> Iterator[socket.socket]:
+    with world.outside.listen(PORT, kind=socket.SOCK_DGRAM) as listening:
+        listening.settimeout(0.3)
+        yield listening
+
+
+def arrived(target: socket.socket) -> bool:
+    with contextlib.suppress(TimeoutError):
+        return bool(target.recv(100))
+    return False
+
+
+async def spoofed() -> int:
+    """How many frames the host counted as forged."""
+    listed = await nft("list", "counter", "bridge", "mvm", "spoofed-1")
+    return int(listed.partition("packets ")[2].split()[0])
+
+
+async def test_what_is_its_own_passes(wire: Wire, target: socket.socket) -> None:
+    wire.send(ethernet(WORKER.mac, BRIDGE, 0x0800, udp(str(WORKER.ip), INTERNET)))
+    assert arrived(target)
+    assert await spoofed() == 0
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        ethernet(WORKER.mac, BRIDGE, 0x0800, udp(str(VICTIM.ip), INTERNET)),
+        ethernet(VICTIM.mac, BRIDGE, 0x0800, udp(str(WORKER.ip), INTERNET)),
+        ethernet(VICTIM.mac, BRIDGE, 0x0800, udp(str(VICTIM.ip), INTERNET)),
+        ethernet(BRIDGE, BRIDGE, 0x0800, udp(str(WORKER.ip), INTERNET)),
+        ethernet(WORKER.mac, BRIDGE, 0x0800, udp("127.0.0.1", INTERNET)),
+        ethernet(WORKER.mac, BRIDGE, 0x8100, struct.pack("!HH", 5, 0x0800) + udp(str(WORKER.ip), INTERNET)),
+        ethernet(WORKER.mac, BRIDGE, 0x8100, struct.pack("!HH", 0, 0x0800) + udp(str(VICTIM.ip), INTERNET)),
+        ethernet(WORKER.mac, BRIDGE, 0x86DD, b"\x60" + bytes(39)),
+        ethernet(WORKER.mac, BRIDGE, 0x8864, bytes(60)),
+    ],
+    ids=["address", "MAC", "both", "the bridge's MAC", "loopback", "VLAN", "priority tag", "IPv6", "PPPoE"],
+)
+async def test_a_frame_that_is_not_its_own_goes_nowhere(wire: Wire, target: socket.socket, frame: bytes) -> None:
+    wire.send(frame)
+    assert not arrived(target)
+    assert await spoofed() == 1
+
+
+async def test_it_is_told_the_bridges_mac_for_every_neighbour(wire: Wire) -> None:
+    for asked in (BRIDGE_IP, str(VICTIM.ip)):
+        wire.send(ethernet(WORKER.mac, BROADCAST, 0x0806, arp(WORKER.mac, str(WORKER.ip), asked)))
+        answers = [frame[22:28] for frame in wire.heard() if frame[12:14] == b"\x08\x06"]
+        assert answers == [mac(BRIDGE)]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        ethernet(WORKER.mac, BROADCAST, 0x0806, arp(WORKER.mac, str(VICTIM.ip), BRIDGE_IP)),
+        ethernet(WORKER.mac, BROADCAST, 0x0806, arp(VICTIM.mac, str(WORKER.ip), BRIDGE_IP)),
+        ethernet(VICTIM.mac, BROADCAST, 0x0806, arp(VICTIM.mac, str(VICTIM.ip), BRIDGE_IP)),
+        ethernet(WORKER.mac, BROADCAST, 0x0806, arp(WORKER.mac, BRIDGE_IP, str(VICTIM.ip), operation=2)),
+    ],
+    ids=["address", "MAC in the question", "both", "the bridge's address"],
+)
+async def test_a_forged_question_or_answer_is_not_heard(wire: Wire, frame: bytes) -> None:
+    wire.send(frame)
+    assert wire.heard() == []
+    assert await spoofed() == 1
+
+
+async def test_nothing_of_one_guest_is_heard_by_another(world: World, wire: Wire) -> None:
+    victim = Wire(world, VICTIM)
+    for target in (VICTIM.mac, BROADCAST, "01:00:5e:00:00:fb"):
+        wire.send(ethernet(WORKER.mac, target, 0x0800, udp(str(WORKER.ip), str(VICTIM.ip))))
+        wire.send(ethernet(WORKER.mac, target, 0x0806, arp(WORKER.mac, str(WORKER.ip), str(VICTIM.ip))))
+    assert [frame for frame in victim.heard() if mac(WORKER.mac) in frame] == []
+
+
+async def test_ports_stay_apart_when_somebody_throws_the_rules_away(world: World, wire: Wire) -> None:
+    victim = Wire(world, VICTIM)
+    await nft("flush", "ruleset")
+    wire.send(ethernet(WORKER.mac, VICTIM.mac, 0x0800, udp(str(WORKER.ip), str(VICTIM.ip))))
+    assert [frame for frame in victim.heard() if frame[6:12] == mac(WORKER.mac)] == []
+
+
+async def test_the_hosts_loopback_is_not_reached_by_its_address(wire: Wire) -> None:
+    with listen_on_host(PORT, "127.0.0.1", socket.SOCK_DGRAM) as service:
+        service.settimeout(0.3)
+        wire.send(ethernet(WORKER.mac, BRIDGE, 0x0800, udp(str(WORKER.ip), "127.0.0.1")))
+        assert not arrived(service)
+
+
+async def test_a_tap_is_gone_with_its_descriptor(wire: Wire) -> None:
+    assert devices.bridge_is_there(WORKER.tap)
+    wire.unplug()
+    assert not devices.bridge_is_there(WORKER.tap)
+
+
+async def test_a_tap_in_use_and_a_bridge_that_is_not_there_are_told_apart(wire: Wire) -> None:
+    with pytest.raises(Conflict, match="in use"):
+        open_tap(WORKER.tap, addresses.bridge_name(WORKER.net_id))
+    with pytest.raises(Unavailable, match="no bridge"):
+        open_tap("tn7i7", "br-tenant-7")
+    assert not devices.bridge_is_there("tn7i7")
