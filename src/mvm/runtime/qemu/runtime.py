@@ -291,13 +291,22 @@ class QemuRuntime:
         files = Files.of(machine)
         clean = False
         try:
-            if snapshots.load(files.memory) is None and await self.alive(process):
+            if grace_seconds > 0 and await self.alive(process) and await self._lets_shut_down(machine, files):
                 clean = await shutdown.ask(self, machine, process, grace_seconds=grace_seconds)
         except MvmError as error:
             log.warning("%s does not end by itself and is killed: %s", machine.ref, error.message)
         await self._end(machine, files)
         spawning.reap(_identity(process))
         return clean
+
+    async def _lets_shut_down(self, machine: Machine, files: Files) -> bool:
+        """Let a paused guest run for its end. False for one that is asleep: running on would spoil its snapshot."""
+        async with self._monitor(machine) as monitor:
+            status = await monitor.status()
+            if status == "paused" and snapshots.load(files.memory) is None:
+                await monitor.execute("cont")
+                return True
+            return status == "running"
 
     async def alive(self, process: ProcessIdentity) -> bool:
         identity = _identity(process)
