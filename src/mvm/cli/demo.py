@@ -194,8 +194,8 @@ class _Run:
 
 def _report(answer: Json) -> str:
     """What Telegram saw, how long what took, and what to do next."""
+    from mvm.cli.connect import overview
     from mvm.cli.instance import timeline
-    from mvm.cli.node import described
 
     name = answer["deployment"]
     talk = facts(
@@ -206,7 +206,7 @@ def _report(answer: Json) -> str:
         ]
     )
     if not answer["kept"]:
-        return sections(talk, timeline(answer["wake"]), described(answer["connect"]), "everything is taken down again")
+        return sections(talk, timeline(answer["wake"]), overview(answer["connect"]), "everything is taken down again")
     option = "" if name == "alice" else f" --name {name}"
     tries = [
         (f'mvm demo{option} --say "remind me in 30 seconds to stretch" --listen 60', "it would wake a sleeper, too"),
@@ -216,7 +216,7 @@ def _report(answer: Json) -> str:
     ]
     first = "" if shutil.which("mvm") else f" (after `export PATH={Path(sys.argv[0]).absolute().parent}:$PATH`)"
     following = f"It goes on running. Try{first}:\n" + columns_of(tries)
-    return sections(talk, timeline(answer["wake"]), described(answer["connect"]), following)
+    return sections(talk, timeline(answer["wake"]), overview(answer["connect"]), following)
 
 
 def columns_of(rows: list[tuple[str, str]]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from mvm.host.accounting import Accounting
 from mvm.host.api import ApiServer, only_agent
 from mvm.host.api_requests import REQUESTS
 from mvm.host.attachments import Attachments
@@ -27,6 +28,7 @@ from mvm.host.clock import Clock
 from mvm.host.deployments import Deployments
 from mvm.host.drive_preparation import DrivePreparer
 from mvm.host.events import EventLog
+from mvm.host.explanation import Explainer
 from mvm.host.gateways import Gateways
 from mvm.host.guests import Guests
 from mvm.host.host_networks import host_networks
@@ -103,6 +105,8 @@ class Host:
     pools: Pools
     deployments: Deployments
     inspection: Inspection
+    explainer: Explainer
+    accounting: Accounting
     attachments: Attachments
     bases: Bases
     networks: Networks
@@ -141,9 +145,7 @@ async def open_host(
             secrets_dir=locations.secrets_dir,
             own_uids=os.geteuid() == 0,
         )
-        networks = Networks(
-            catalog=catalog, runtimes=known_runtimes, gateways=gateways, owner=str(locations.state_dir)
-        )
+        networks = Networks(catalog=catalog, runtimes=known_runtimes, gateways=gateways, owner=str(locations.state_dir))
         preparer = DrivePreparer(
             catalog=catalog,
             store=store,
@@ -296,6 +298,15 @@ async def open_host(
         preparer.on_gateway_moved = refreshes.gateway_moved
         stack.push_async_callback(networks.close)
         await networks.start()
+        explainer = Explainer(
+            catalog=catalog,
+            observer=observer,
+            quotas=quotas,
+            gateways=gateways,
+            policy=policy,
+            chronicle=chronicle,
+            clock=clock,
+        )
         yield Host(
             locations=locations,
             clock=clock,
@@ -322,6 +333,8 @@ async def open_host(
             pools=pools,
             deployments=deployments,
             inspection=inspection,
+            explainer=explainer,
+            accounting=Accounting(catalog, chronicle.events, store, clock),
             attachments=attachments,
             bases=bases,
             networks=networks,
@@ -388,6 +401,7 @@ async def _run(host: Host, api: ApiServer[Host]) -> None:
         asyncio.create_task(_recover(host, holding), name="recovery"),
         asyncio.create_task(host.policy.run(), name="policy"),
     ]
+    work.append(asyncio.create_task(_account(host, work[0]), name="accounting"))
     stopping = asyncio.create_task(host.shutdown.wait(), name="shutdown")
     try:
         await holding.wait()
@@ -404,6 +418,15 @@ async def _run(host: Host, api: ApiServer[Host]) -> None:
             task.cancel()
         await asyncio.gather(stopping, *work, return_exceptions=True)
         log.info("agent ends; instances run on")
+
+
+async def _account(host: Host, recovery: asyncio.Task[None]) -> None:
+    """What runs is known when everything is recovered, and can be counted from then on."""
+    await recovery
+    try:
+        await host.accounting.run()
+    except Exception:
+        log.exception("usage is not counted any more")
 
 
 async def _recover(host: Host, holding: asyncio.Event) -> None:

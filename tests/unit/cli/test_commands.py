@@ -61,7 +61,8 @@ def answers() -> dict[str, Any]:
         "NodeInfo": {"node_id": "here", "runtimes": {"process": "usable"}},
         "NodeStats": {"memory_bytes": 2**30, "instances": {"running": 1, "sleeping": 2}},
         "AuditVerify": {"audits": [{**T, "intact": True, "lines": 7, "head": "f" * 64, "broken": None}]},
-        "Connect": {"tenant_id": "alice", "bot": "@alice_bot"},
+        "Connect": samples.connect(),
+        "Explain": {"tenant": samples.explained_tenant()},
     }
 
 
@@ -118,7 +119,8 @@ COMMANDS: list[tuple[str, str, dict[str, Any], str]] = [
     ("node stats", "NodeStats", {}, "1.0 GiB"),
     ("agent status", "NodeInfo", {}, "here"),
     ("events --verify --tenant alice", "AuditVerify", T, "ffffffffffffffff"),
-    ("connect alice", "Connect", T, "@alice_bot"),
+    ("connect alice", "Connect", T, "mvm user pair alice CODE"),
+    ("explain alice", "Explain", {"address": "alice"}, "alice/gateways/i-00000001 is running"),
 ]
 
 
@@ -193,6 +195,10 @@ def test_what_destroys_asks_first(ready: ScriptedAgent, mvm: Type, line: str, mo
         ("pool scale alice/workers", "--running"),
         ("tenant create alice --quota many", "max_running=4"),
         ("tenant update alice", "tenant update --help"),
+        ("explain alice/workers/nobody", "i-"),
+        ("usage Alice", "lowercase"),
+        ("usage --since yesterday", "7d"),
+        ("usage --csv --json", "leave one"),
     ],
 )
 def test_a_wrong_argument_is_found_before_the_agent_is_asked(

@@ -27,9 +27,11 @@ async def test_a_deployment_is_made_shown_and_destroyed(agent: Agent) -> None:
     assert info["users"][0]["telegram"] == ["111"]
     assert info["tenant"]["secrets_epoch"] == 1
     connect = await agent.call("Connect", tenant_id="alice")
-    assert connect["channels"] == "telegram"
-    assert connect["gateway_state"] == "running"
-    assert "is running" in connect["users"]["alice"]
+    assert (connect["channels"], connect["served_by"]) == (["telegram"], "alice")
+    assert connect["gateway"]["state"] == "running"
+    (user,) = connect["users"]
+    assert (user["user_id"], user["peers"], user["paired"]) == ("alice", ["telegram:111"], True)
+    assert user["worker"]["state"] == "running"
     await agent.call("TenantDestroy", tenant_id="alice")
     assert (await agent.call("TenantList"))["tenants"] == []
     with pytest.raises(NotFound):
