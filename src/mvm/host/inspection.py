@@ -52,7 +52,7 @@ class Inspection:
         if service is not None and not _SERVICE.fullmatch(service):
             raise InvalidInput(f"service {service[:80]!r} is not a name", hint="such as agent, router or openclaw")
         instance, lines = self._catalog.instance(ref), max(1, min(lines, MAX_LINES))
-        if instance.state is State.RUNNING:
+        if instance.state is State.RUNNING or instance.transition is not None:
             try:
                 return await self._logs_of_guest(instance, service, lines)
             except MvmError:
