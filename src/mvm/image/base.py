@@ -95,6 +95,9 @@ class Builder(Protocol):
     def build(self, inputs: Inputs, target: Path, on_progress: OnProgress) -> Manifest:
         """Write the files of the revision into `target`, an empty directory that the caller removes on any error."""
 
+    def stale(self) -> list[Path]:
+        """What it keeps for later builds and no recent one needed; removing it only costs time."""
+
 
 class ImageFile(Frozen):
     """One file of a revision."""

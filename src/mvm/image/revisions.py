@@ -6,6 +6,7 @@ revision meanwhile, in whatever process, waits for that build and gets its resul
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvm.image import trees
 from mvm.image.base import DIGEST_LENGTH, FILES, MANIFEST, Builder, Inputs, Manifest, OnProgress
 from mvm.image.locks import only_one
 from mvm.model.errors import MvmError, NotFound
@@ -54,19 +56,18 @@ class Revisions:
         """Whether a revision is there."""
         return bool(_NAME.fullmatch(digest)) and (self.directory / digest / MANIFEST).is_file()
 
+    def manifest(self, digest: str) -> Manifest:
+        """What a revision says of itself."""
+        path = self.path(digest)
+        try:
+            return Manifest.read(path)
+        except (OSError, ValueError) as error:
+            raise MvmError(f"{path / MANIFEST} cannot be read: {error}", hint=f"remove {path}") from error
+
     def all(self) -> list[Revision]:
-        """Every revision, by digest. One whose manifest cannot be read is an error to repair, not to hide."""
-        found = []
-        for directory in sorted(self.directory.glob("*")):
-            if self.has(directory.name):
-                try:
-                    manifest = Manifest.read(directory)
-                except (OSError, ValueError) as error:
-                    raise MvmError(
-                        f"{directory / MANIFEST} cannot be read: {error}", hint="remove that revision"
-                    ) from error
-                found.append(Revision(digest=directory.name, directory=directory, manifest=manifest))
-        return found
+        """Every revision, by digest."""
+        names = sorted(path.name for path in self.directory.glob("*") if self.has(path.name))
+        return [Revision(digest=name, directory=self.directory / name, manifest=self.manifest(name)) for name in names]
 
     def build(self, builder: Builder, inputs: Inputs, on_progress: OnProgress, *, force: bool = False) -> Path:
         """Build a revision unless it is there; with `force` in any case, and put in the place of the one that is.
@@ -76,10 +77,8 @@ class Revisions:
         digest = inputs.digest
         if self.has(digest) and not force:
             return self.directory / digest
-        locks = self.directory / _LOCKS
-        locks.mkdir(parents=True, exist_ok=True)
         waiting = Progress(text="waiting for another build of the same image")
-        with only_one(locks / digest, lambda: on_progress(waiting)):
+        with only_one(self._lock(digest), lambda: on_progress(waiting)):
             if self.has(digest) and not force:
                 return self.directory / digest
             for left_over in self.directory.glob(f"{_STAGING}{digest}-*"):
@@ -113,18 +112,29 @@ class Revisions:
         return [revision for revision in self.all() if revision.digest not in in_use]
 
     def remove(self, digest: str) -> None:
-        """Remove a revision, at once as far as anybody can see. Idempotent."""
-        directory = self.directory / digest
-        if not _NAME.fullmatch(digest) or not directory.exists():
-            return
-        doomed = Path(tempfile.mkdtemp(prefix=f"{_STAGING}removed-", dir=self.directory))
-        directory.rename(doomed / digest)
-        shutil.rmtree(doomed)
+        """Remove a revision. Idempotent."""
+        if _NAME.fullmatch(digest):
+            trees.remove(self.directory / digest)
 
     def clear_unfinished(self) -> None:
-        """Remove what builds and removals that were killed have left; never what a running build works on."""
-        for directory in self.directory.glob(f"{_STAGING}*"):
-            shutil.rmtree(directory, ignore_errors=True)
+        """Remove what builds and removals that were killed have left, but nothing that a build is working on."""
+        for directory in (*self.directory.glob(f"{_STAGING}*"), *self.directory.glob(".removed-*")):
+            digest = directory.name.removeprefix(_STAGING)[:DIGEST_LENGTH]
+            with contextlib.suppress(_Busy), only_one(self._lock(digest), _give_up):
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _lock(self, digest: str) -> Path:
+        locks = self.directory / _LOCKS
+        locks.mkdir(parents=True, exist_ok=True)
+        return locks / digest
+
+
+class _Busy(Exception):
+    """Somebody else holds a lock."""
+
+
+def _give_up() -> None:
+    raise _Busy
 
 
 def _sync(path: Path) -> None:

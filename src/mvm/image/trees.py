@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -73,6 +74,16 @@ def link_layer(source: Path, target: Path) -> None:
             there.chmod(stat.S_IMODE(status.st_mode))
         else:
             os.link(entry.path, there, follow_symlinks=False)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a directory with all in it, at once as far as anybody can see. Idempotent."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    doomed = Path(tempfile.mkdtemp(prefix=".removed-", dir=path.parent))
+    path.rename(doomed / path.name)
+    shutil.rmtree(doomed)
 
 
 def _walk(root: Path, keep: Keep, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -7,6 +7,7 @@ told that nothing is installed, and to take nothing but Debian's packages whatev
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -116,7 +117,10 @@ class Apt:
         absent = [package.name for package in packages if not self._has(package)]
         if absent:
             raise Unavailable(f"apt downloaded something else than its lists say of {', '.join(absent)}", hint=_HINT)
-        return {package: self._archives / package.file_name for package in packages}
+        files = {package: self._archives / package.file_name for package in packages}
+        for path in files.values():
+            os.utime(path)  # needed now
+        return files
 
     def _has(self, package: Package) -> bool:
         path = self._archives / package.file_name
@@ -164,6 +168,8 @@ class Apt:
             "Dir::State::extended_states": ours / "extended",
             "Dir::Cache": ours,
             "Dir::Cache::archives": self._archives,
+            "Dir::Cache::pkgcache": "pkgcache.bin",  # containers' apt is often told to keep none
+            "Dir::Cache::srcpkgcache": "srcpkgcache.bin",
             "Dir::Etc::preferences": ours / "preferences",
             "Dir::Etc::preferencesparts": "/dev/null",
             "APT::Install-Recommends": "false",

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from mvm.image import prune, trees
@@ -37,10 +38,21 @@ NAME = "debian"
 VERSION = 1
 """Raised whenever the same inputs would give another image."""
 KERNEL_ARGUMENTS = ("rootfstype=erofs",)
+KEY_LENGTH = 24
+STALE_SECONDS = 30 * 24 * 3600.0
+"""A layer or a download that no build needed for this long is garbage."""
 NEEDED_DISK_MIB = 3000
 """The base takes 250 MiB, Node and OpenClaw 500, the image 300, downloads 120; the last two while building again."""
 
 _KERNEL_PACKAGES = {"x86_64": "linux-image-cloud-amd64"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebianInputs(Inputs):
+    """Inputs with the packages that they stand for."""
+
+    packages: tuple[Package, ...]
+    kernel: Package
 
 
 class DebianBuilder:
@@ -79,18 +91,20 @@ class DebianBuilder:
             )
         on_progress(Progress(text="resolving Debian packages"))
         self._apt.prepare(on_progress)
-        packages = self._packages(request.profile)
-        machine = os.uname().machine
+        packages = self._apt.resolve([*rootfs.PACKAGES, *rootfs.PROFILES[request.profile]])
+        kernel_package = self._kernel_package()
         on_progress(Progress(text="reading what goes into the image"))
-        return Inputs(
+        return DebianInputs(
             builder=NAME,
+            packages=packages,
+            kernel=kernel_package,
             request=request,
             document={
                 "version": VERSION,
-                "architecture": machine,
+                "architecture": os.uname().machine,
                 "profile": request.profile,
                 "packages": {package.name: [package.version, package.sha256] for package in packages},
-                "kernel": [self._kernel_package().wanted, self._kernel_package().sha256],
+                "kernel": [kernel_package.wanted, kernel_package.sha256],
                 "modules": list(initrd.MODULES),
                 "init": _digest(initrd.script()),
                 "busybox": sha256(initrd.BUSYBOX),
@@ -100,19 +114,22 @@ class DebianBuilder:
 
     def build(self, inputs: Inputs, target: Path, on_progress: OnProgress) -> Manifest:
         request, contents = inputs.request, inputs.request.contents
-        packages = self._packages(request.profile)
-        package = self._kernel_package()
-        if [package.wanted, package.sha256] != inputs.document["kernel"]:
-            raise Unavailable("Debian's packages changed during the build", hint="run it again")
-        _require_space(self._cache)
-        with tempfile.TemporaryDirectory(prefix="build-", dir=self._directory("work")) as directory:
-            work = Path(directory)
-            modules, release = self._make_kernel(package, work, target, on_progress)
-            base = self._base(packages, on_progress)
-            programs = self._programs(contents, inputs.document, on_progress)
-            on_progress(Progress(text="putting the layers together"))
-            rootfs.assemble(work / "root", [base, programs], contents)
-            rootfs.pack(work / "root", target / ROOTFS, inputs.digest, on_progress)
+        if not isinstance(inputs, DebianInputs):
+            raise TypeError(f"inputs of the builder '{inputs.builder}' were given to '{NAME}'")
+        work = self._directory("work")
+        waiting = Progress(text="waiting for another build of an image")
+        with only_one(self._cache / "lock", lambda: on_progress(waiting)):
+            self._clear_unfinished()
+            _require_space(self._cache)
+            try:
+                modules, release = self._make_kernel(inputs.kernel, work / "kernel", target, on_progress)
+                base = self._base(inputs.packages, on_progress)
+                programs = self._programs(contents, inputs.document, on_progress)
+                on_progress(Progress(text="putting the layers together"))
+                rootfs.assemble(work / "root", [base, programs], contents)
+                rootfs.pack(work / "root", target / ROOTFS, inputs.digest, on_progress)
+            finally:
+                self._clear_unfinished()
         on_progress(Progress(text="checking what was built"))
         manifest = Manifest(
             digest=inputs.digest,
@@ -125,14 +142,15 @@ class DebianBuilder:
             node=str(inputs.document["node_version"]),
             openclaw=str(inputs.document["openclaw_version"]),
             zipapp=str(inputs.document["zipapp"]),
-            packages={package.name: package.version for package in packages} | {package.name: package.version},
+            packages={package.name: package.version for package in (*inputs.packages, inputs.kernel)},
             files=describe_files(target),
         )
         manifest.write(target)
         return manifest
 
-    def _packages(self, profile: str) -> tuple[Package, ...]:
-        return self._apt.resolve([*rootfs.PACKAGES, *rootfs.PROFILES[profile]])
+    def stale(self) -> list[Path]:
+        kept = [*self._cache.glob("layers/[a-z]*"), *self._cache.glob("apt/archives/*.deb")]
+        return sorted(path for path in kept if time.time() - path.stat().st_mtime > STALE_SECONDS)
 
     def _kernel_package(self) -> Package:
         """The package with the kernel itself, which the one with the stable name depends on."""
@@ -147,7 +165,7 @@ class DebianBuilder:
         """Write kernel and initrd; returns the modules of the initrd and the kernel's release."""
         files = self._apt.download([package], on_progress)
         on_progress(Progress(text=f"unpacking the kernel {package.version}"))
-        found = kernel.unpack(files[package], work / "kernel")
+        found = kernel.unpack(files[package], work)
         kernel.extract(found.image, target / KERNEL)
         modules = kernel.modules(found, initrd.MODULES)
         (target / INITRD).write_bytes(initrd.build(modules, initrd.BUSYBOX.read_bytes()))
@@ -160,33 +178,30 @@ class DebianBuilder:
             files = self._apt.download(packages, on_progress)
             rootfs.make_base(target, files, self._apt.codename(), on_progress)
 
-        return self._layer("base", key, make, on_progress)
+        return self._layer(f"base-{key[:KEY_LENGTH]}", make)
 
     def _programs(self, contents: Contents, document: Json, on_progress: OnProgress) -> Path:
-        key = _digest(repr((VERSION, document["node"], document["openclaw"])).encode())
+        key = _digest(repr((VERSION, prune.RULES, document["node"], document["openclaw"])).encode())
         return self._layer(
-            "programs", key, lambda target: rootfs.make_programs(target, contents, on_progress), on_progress
+            f"programs-{key[:KEY_LENGTH]}", lambda target: rootfs.make_programs(target, contents, on_progress)
         )
 
-    def _layer(self, kind: str, key: str, make: Callable[[Path], None], on_progress: OnProgress) -> Path:
-        """The layer with that key, made if it is not there: whole or not at all, by one process at a time."""
+    def _layer(self, name: str, make: Callable[[Path], None]) -> Path:
+        """The layer of that name, made if it is not there: whole or not at all."""
         layers = self._directory("layers")
-        layer = layers / f"{kind}-{key[:24]}"
-        with only_one(
-            layers / f".{kind}.lock", lambda: on_progress(Progress(text=f"waiting for another build of {layer.name}"))
-        ):
-            if not layer.is_dir():
-                unfinished = layers / f".unfinished-{kind}"
-                shutil.rmtree(unfinished, ignore_errors=True)
-                try:
-                    make(unfinished)
-                    os.sync()
-                    unfinished.rename(layer)
-                except BaseException:
-                    shutil.rmtree(unfinished, ignore_errors=True)
-                    raise
+        layer = layers / name
+        if not layer.is_dir():
+            unfinished = self._directory("work") / name
+            make(unfinished)
+            os.sync()
+            unfinished.rename(layer)
         os.utime(layer)
         return layer
+
+    def _clear_unfinished(self) -> None:
+        """What this build, or an earlier one that was killed, worked in."""
+        for left in self._directory("work").iterdir():
+            trees.remove(left)
 
     def _directory(self, name: str) -> Path:
         path = self._cache / name

@@ -1,0 +1,69 @@
+"""Requests about the images of pools."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mvm.host.api import Call, Json, Params, Request
+from mvm.host.api_tenants import OfPool
+from mvm.host.images import Garbage
+from mvm.model.errors import Conflict
+
+if TYPE_CHECKING:
+    from mvm.host.app import Host
+
+
+class PoolBuild(OfPool):
+    force: bool = False
+
+
+class PoolGc(Params):
+    dry_run: bool = False
+
+
+async def pool_build(host: Host, params: PoolBuild, call: Call) -> Json:
+    before = host.catalog.pool(params.tenant_id, params.pool_id)
+    pool = await host.images.build(before, actor=call.actor, progress=call.progress, force=params.force)
+    return {
+        "pool": pool.model_dump(mode="json"),
+        "built": params.force or pool.revision != before.revision,
+        "manifest": host.images.manifest(pool.revision).model_dump(mode="json"),
+    }
+
+
+async def pool_rollback(host: Host, params: OfPool, call: Call) -> Json:
+    before = host.catalog.pool(params.tenant_id, params.pool_id)
+    pool = await host.images.roll_back(before, actor=call.actor, reason="asked for")
+    if pool is None:
+        raise Conflict(
+            f"pool '{before.tenant_id}/{before.pool_id}' has no revision before its present one",
+            hint="`mvm pool build` makes one from what there is now",
+        )
+    return {"pool": pool.model_dump(mode="json"), "from": before.revision}
+
+
+async def pool_gc(host: Host, params: PoolGc, call: Call) -> Json:
+    garbage = await (host.images.garbage() if params.dry_run else host.images.collect())
+    return {"removed": not params.dry_run, "bytes": garbage.size, **_listed(garbage)}
+
+
+def _listed(garbage: Garbage) -> Json:
+    return {
+        "revisions": [
+            {
+                "revision": revision.digest,
+                "bytes": revision.size,
+                "profile": revision.manifest.profile,
+                "openclaw": revision.manifest.openclaw,
+            }
+            for revision in garbage.revisions
+        ],
+        "others": [{"path": str(path), "bytes": size} for path, size in garbage.others.items()],
+    }
+
+
+REQUESTS: dict[str, Request[Host]] = {
+    "PoolBuild": Request(PoolBuild, pool_build),
+    "PoolRollback": Request(OfPool, pool_rollback),
+    "PoolGc": Request(PoolGc, pool_gc),
+}
