@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 
 from mvm.guest import config as config_files
 from mvm.guest import observe
@@ -69,6 +70,7 @@ class Agent:
     async def _run_instance(self) -> None:
         while True:
             try:
+                self._refuse_half_a_machine()
                 reading = config_files.read(self._paths.config)
             except ConfigError as error:
                 if str(error) != self._problem:
@@ -89,6 +91,10 @@ class Agent:
             supervisor=self._supervisor,
         )
         await self._instance.run()
+
+    def _refuse_half_a_machine(self) -> None:
+        with suppress(FileNotFoundError):
+            raise ConfigError(self._paths.boot_problem.read_text())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await rpc.serve_connection(

@@ -68,7 +68,9 @@ SETTINGS: tuple[tuple[str, str], ...] = (
     ("net/ipv4/tcp_keepalive_intvl", "10"),
     ("net/ipv4/tcp_keepalive_probes", "6"),
     # The tenant's network and its rules are IPv4.
+    ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
+    ("net/ipv6/conf/lo/disable_ipv6", "0"),
     ("net/ipv4/conf/all/rp_filter", "1"),
     ("net/ipv4/conf/all/accept_redirects", "0"),
 )
@@ -134,6 +136,8 @@ def run(environment: Mapping[str, str], console: Console) -> None:
     attempt("identity", lambda: _take_identity(paths))
     console.stage("identity")
     services = service_environment(environment)
+    os.environ.clear()
+    os.environ.update(services)
     asyncio.run(supervisor.Supervisor(paths, Programs.from_environment(services), services).run())
 
 

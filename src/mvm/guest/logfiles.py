@@ -89,7 +89,8 @@ class LogFile:
 
     def _open(self) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        # Not waiting for a reader: whoever may write here might have left a FIFO.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
         self._size = os.fstat(self._descriptor).st_size
 
@@ -132,8 +133,12 @@ def tail(path: Path, *, lines: int, limit: int) -> Tail:
     return Tail(b"".join(kept[-lines:]).decode(errors="replace"), more)
 
 
+def _open_plainly(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 def _last_bytes(path: Path, count: int) -> tuple[bytes, bool]:
-    with suppress(FileNotFoundError), path.open("rb") as file:
+    with suppress(OSError), open(path, "rb", opener=_open_plainly) as file:
         size = file.seek(0, os.SEEK_END)
         start = max(0, size - count)
         file.seek(start)

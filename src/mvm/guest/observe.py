@@ -56,7 +56,11 @@ async def stats(paths: GuestPaths, supervisor: Mapping[str, Any], mem_mib: int) 
 
 def _stats(paths: GuestPaths, supervisor: Mapping[str, Any], mem_mib: int) -> StatsResult:
     tree = processes.descendants(os.getppid())
-    marks = {p.identity.pid: processes.variable_of(p.identity.pid, processes.SERVICE_MARKER) for p in tree}
+    own = {service["pid"]: name for name, service in supervisor.get("services", {}).items()}
+    marks = {
+        pid: own.get(pid) or processes.variable_of(pid, processes.SERVICE_MARKER)
+        for pid in (process.identity.pid for process in tree)
+    }
     services = tuple(
         ServiceStats(
             service=name,

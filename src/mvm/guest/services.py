@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from mvm.guest import users
+from mvm.guest.confinement import UNCONFINED, Confinement
 from mvm.guest.paths import GuestPaths, real
 from mvm.guest.processes import ROOT_MARKER, SERVICE_MARKER
 
@@ -77,6 +79,8 @@ class Service:
     """After running that long the pauses begin anew."""
     environment_file: bool = False
     """True: gets `/run/openclaw/env`, read at each start."""
+    confinement: Confinement = UNCONFINED
+    """What it may do in a machine of its own; under the process runtime it may what its supervisor may."""
     needs_own_machine: bool = False
     """True: there is nothing for it to do where the guest is a directory of the host's (process runtime)."""
     outlives_shutdown: bool = False
@@ -97,6 +101,8 @@ CHANNEL = Service(
     first_delay=0.1,
     longest_delay=2.0,
     settled_after=30.0,
+    # Without these two nobody could even be told what went wrong.
+    confinement=Confinement(oom_score=-900),
     needs_own_machine=True,
     outlives_shutdown=True,
 )
@@ -112,6 +118,7 @@ AGENT = Service(
     first_delay=0.1,
     longest_delay=5.0,
     settled_after=30.0,
+    confinement=Confinement(oom_score=-900),
 )
 ROUTER = Service(
     name="router",
@@ -125,6 +132,7 @@ ROUTER = Service(
     first_delay=0.1,
     longest_delay=10.0,
     settled_after=30.0,
+    confinement=Confinement(user=users.ROUTER, oom_score=-500),
 )
 OPENCLAW = Service(
     name="openclaw",
@@ -140,6 +148,8 @@ OPENCLAW = Service(
     longest_delay=60.0,
     settled_after=120.0,
     environment_file=True,
+    # What uses the most memory by far is ended first, and started again; it resumes what it was doing.
+    confinement=Confinement(user=users.OPENCLAW, groups=(users.ROUTER,), oom_score=500),
 )
 SERVICES = (CHANNEL, AGENT, ROUTER, OPENCLAW)
 
@@ -176,6 +186,10 @@ class Launch:
     argv: tuple[str, ...]
     environment: dict[str, str] = field(repr=False)
     directory: str
+    confinement: Confinement | None = None
+    """What to take before anything else; None under the process runtime."""
+    copied: tuple[str, ...] | None = None
+    """Sub-command of the zipapp that a copy of this process can run instead of `argv`."""
 
 
 def launch(service: Service, paths: GuestPaths, programs: Programs, environment: Mapping[str, str]) -> Launch:
@@ -196,7 +210,14 @@ def launch(service: Service, paths: GuestPaths, programs: Programs, environment:
     if service.environment_file:
         # A secret may have any name; what the service needs to run goes before.
         variables = parse_environment_file(paths.environment_file.read_text()) | variables
-    return Launch(argv=argv, environment=variables, directory=directory)
+    alike = service.program is Program.GUEST and service.confinement.user is users.ROOT
+    return Launch(
+        argv=argv,
+        environment=variables,
+        directory=directory,
+        confinement=service.confinement if paths.owns_machine else None,
+        copied=service.arguments if alike and paths.owns_machine else None,
+    )
 
 
 def base_environment(service: str, paths: GuestPaths, environment: Mapping[str, str]) -> dict[str, str]:

@@ -7,11 +7,13 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 
-from mvm.guest import processes
+from mvm.guest import forked, processes
+from mvm.guest.confinement import before_exec
 from mvm.guest.logfiles import LogFile
 from mvm.guest.processes import Identity, Process
 from mvm.guest.services import Launch, Program, Service
@@ -43,14 +45,18 @@ class SupervisedService:
         launch: Callable[[], Launch],
         output: LogFile,
         on_change: Callable[[], None],
+        taken: Callable[[], set[int]] = set,
     ) -> None:
-        """`launch` says how to start it now; `on_change` is called after each change of state."""
+        """`launch` says how to start it now; `on_change` is called after each change of state; `taken` gives the
+        sessions of all services.
+        """
         self.service = service
         self._launch = launch
         self._output = output
         self._on_change = on_change
         self._lock = asyncio.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._taken = taken
+        self._process: subprocess.Popen[bytes] | _Copy | None = None
         self._ended = asyncio.Event()
         self._ended.set()
         self._started_at = 0.0
@@ -87,7 +93,8 @@ class SupervisedService:
         if mark is not None:
             return mark == self.service.name
         # An orphan in a session of its own and without an environment: only OpenClaw runs what people bring along.
-        return process.parent == os.getpid() and self.service.program is Program.OPENCLAW
+        orphan = process.parent == os.getpid() and process.session not in self._taken()
+        return orphan and self.service.program is Program.OPENCLAW
 
     async def start(self) -> None:
         """Have it run. Nothing happens when it does; raises `OSError` or `ValueError` when it cannot be started."""
@@ -169,16 +176,7 @@ class SupervisedService:
         launch = self._launch()
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
-            process = subprocess.Popen(
-                launch.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=writing,
-                stderr=writing,
-                cwd=launch.directory,
-                env=launch.environment,
-                start_new_session=True,
-                preexec_fn=processes.die_with_parent(),
-            )
+            process = _start(self.service.name, launch, writing)
         except BaseException:
             os.close(reading)
             raise
@@ -272,6 +270,48 @@ class SupervisedService:
     def _set(self, state: ServiceState) -> None:
         self.state = state
         self._on_change()
+
+
+@dataclass
+class _Copy:
+    """A main process that is a copy of this one."""
+
+    pid: int
+    returncode: int | None = None
+
+
+def _start(name: str, launch: Launch, output: int) -> subprocess.Popen[bytes] | _Copy:
+    dies = processes.die_with_parent()
+    # Last: a change of user makes the kernel forget whose death matters.
+    prepare = dies if launch.confinement is None else before_exec(launch.confinement.take, dies)
+    if launch.copied is not None and os.getpid() == 1:
+        arguments = launch.copied
+        pid = forked.start(
+            name,
+            lambda: sub_command(arguments),
+            environment=launch.environment,
+            directory=launch.directory,
+            output=output,
+            prepare=prepare,
+        )
+        return _Copy(pid)
+    return subprocess.Popen(
+        launch.argv,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        cwd=launch.directory,
+        env=launch.environment,
+        start_new_session=True,
+        preexec_fn=prepare,
+    )
+
+
+def sub_command(arguments: Sequence[str]) -> int:
+    """Run a sub-command of the zipapp in this process."""
+    from mvm.guest import __main__ as entry  # it imports what each sub-command needs, and this is one of them
+
+    return entry.main(arguments)
 
 
 def describe_exit(code: int) -> str:

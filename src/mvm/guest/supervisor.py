@@ -72,6 +72,7 @@ class Supervisor:
             lambda: services.launch(service, self._paths, self._programs, self._environment),
             LogFile(self._paths.log(service.name)),
             self._record,
+            lambda: {each.pid for each in self._services.values() if each.pid is not None},
         )
 
     async def run(self) -> None:
@@ -104,7 +105,7 @@ class Supervisor:
 
     async def _start_services(self) -> None:
         try:
-            role = role_of(self._paths.config)
+            role = None if self._paths.boot_problem.exists() else role_of(self._paths.config)
         except (OSError, ValueError) as error:
             # The agent says to the host what is wrong; there is nobody else who could.
             self._own.note(f"only the agent is started: {error}")

@@ -6,6 +6,7 @@ The initial RAM disk has loaded the module, or there is no such device and nothi
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from mvm.guest.kernel import swap_on
@@ -35,8 +36,9 @@ def _choose_compressor(setting: Path) -> None:
     there = setting.read_text().replace("[", "").replace("]", "").split()
     for name in COMPRESSORS:
         if name in there:
-            setting.write_text(f"{name}\n")
-            return
+            with suppress(OSError):  # known, but its module is not there
+                setting.write_text(f"{name}\n")
+                return
 
 
 def memory_bytes(meminfo: str) -> int:
