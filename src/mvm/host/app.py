@@ -32,6 +32,7 @@ from mvm.host.explanation import Explainer
 from mvm.host.gateways import Gateways
 from mvm.host.guests import Guests
 from mvm.host.host_networks import host_networks
+from mvm.host.images import Images
 from mvm.host.inspection import Inspection
 from mvm.host.lifecycle import Lifecycle
 from mvm.host.locations import Locations
@@ -41,8 +42,7 @@ from mvm.host.observation import Observer
 from mvm.host.pairing import Pairing
 from mvm.host.policy_loop import PolicyLoop
 from mvm.host.pools import Pools
-from mvm.host.programs import host_programs
-from mvm.host.progress import Progress
+from mvm.host.programs import host_programs, image_cache, image_contents
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.records import Records
 from mvm.host.recovery import Recovery
@@ -56,7 +56,8 @@ from mvm.host.tenants import Tenants
 from mvm.host.users import Users
 from mvm.host.wakedesk import WakeDesk
 from mvm.host.wakes import Wakes
-from mvm.model.entities import Pool
+from mvm.image.debian import DebianBuilder
+from mvm.image.revisions import Revisions
 from mvm.network.taps import open_tap
 from mvm.runtime.base import Machine, Runtime
 from mvm.runtime.process import ProcessRuntime
@@ -69,11 +70,6 @@ log = structlog.get_logger(__name__)
 
 DATABASE = "state.db"
 KEY_FILE = "secrets.key"
-
-
-class _NoImages:
-    async def ensure(self, pool: Pool, progress: Progress) -> Pool:
-        return pool
 
 
 @dataclass(kw_only=True)
@@ -109,6 +105,7 @@ class Host:
     accounting: Accounting
     attachments: Attachments
     bases: Bases
+    images: Images
     networks: Networks
     shutdown: asyncio.Event
     serving: asyncio.Event
@@ -164,6 +161,16 @@ async def open_host(
             clock=clock,
             environment=environment,
         )
+        images = Images(
+            catalog=catalog,
+            chronicle=chronicle,
+            clock=clock,
+            revisions=Revisions(directories.images),
+            builders=[DebianBuilder(image_cache(locations))],
+            contents=lambda on_progress: image_contents(locations, on_progress),
+            derived=bases,
+        )
+        stack.push_async_callback(images.close)
         bring_up = BringUp(
             catalog=catalog,
             runtimes=known_runtimes,
@@ -173,7 +180,7 @@ async def open_host(
             reports=reports,
             chronicle=chronicle,
             attachments=attachments,
-            images=_NoImages(),
+            images=images,
             networks=networks,
             bases=bases,
             clock=clock,
@@ -337,6 +344,7 @@ async def open_host(
             accounting=Accounting(catalog, chronicle.events, store, clock),
             attachments=attachments,
             bases=bases,
+            images=images,
             networks=networks,
             shutdown=asyncio.Event(),
             serving=asyncio.Event(),

@@ -8,8 +8,16 @@ from pathlib import Path
 
 import mvm.openclaw
 from mvm.host.locations import Locations
+from mvm.image.base import Contents
 from mvm.image.guest_zipapp import build_zipapp
-from mvm.openclaw.install import Installation, committed_lock, installed, mark_used
+from mvm.openclaw.install import (
+    Installation,
+    OnProgress,
+    committed_lock,
+    install,
+    installed,
+    mark_used,
+)
 from mvm.openclaw.programs import find_programs
 from mvm.runtime.process import HostPrograms
 
@@ -33,6 +41,25 @@ def host_programs(locations: Locations) -> HostPrograms:
         python=Path(sys.executable).resolve(),
         zipapp=_zipapp(locations.state_dir / "guest"),
         plugin_dir=Path(mvm.openclaw.__path__[0]) / "plugin",
+    )
+
+
+def image_cache(locations: Locations) -> Path:
+    """Where builds of images keep what the next one can use; MVM_IMAGE_CACHE lets several deployments share one."""
+    named = os.environ.get("MVM_IMAGE_CACHE")
+    return Path(named).absolute() if named else locations.state_dir / "images/.cache"
+
+
+def image_contents(locations: Locations, on_progress: OnProgress) -> Contents:
+    """What goes into an image: the programs of this host, OpenClaw installed first where it is not."""
+    if not os.environ.get("MVM_OPENCLAW_DIR"):
+        install(locations.programs_dir, on_progress=on_progress)
+    programs = host_programs(locations)
+    return Contents(
+        node=programs.node,
+        openclaw_dir=programs.openclaw_dir,
+        zipapp=programs.zipapp,
+        plugin_dir=programs.plugin_dir,
     )
 
 
