@@ -71,6 +71,11 @@ class HostEnd:
             await self._changed.wait()
         return self._session
 
+    @property
+    def incomplete(self) -> int:
+        """Bytes that were read and are no whole frame yet."""
+        return len(self._inbox)
+
     def begin(self) -> None:
         """The stream is there: begin a session."""
         nonce = self._make_nonce()
@@ -173,6 +178,11 @@ class GuestEnd:
         self._writable = True
         self.session: Session | None = None
         """None while there is no host that has said HELLO."""
+
+    @property
+    def incomplete(self) -> int:
+        """Bytes that were read and are no whole frame yet."""
+        return len(self._inbox)
 
     def begin(self) -> None:
         """The stream is there: should the host believe to be in a session, it was with a predecessor."""

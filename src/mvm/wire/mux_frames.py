@@ -76,9 +76,12 @@ class Inbox:
         self._at = 0
 
     def feed(self, data: bytes) -> None:
-        """Add what was read; what is kept is less than one frame when everything was taken out before."""
-        self._data = self._data[self._at :] + data
-        self._at = 0
+        """Add what was read."""
+        self._data += data
+
+    def __len__(self) -> int:
+        """Bytes that are kept."""
+        return len(self._data) - self._at
 
     def clear(self) -> None:
         self._data = b""
@@ -91,12 +94,14 @@ class Inbox:
         self._at = padding.end()
         start = self._at + HEADER_BYTES
         if start > len(self._data):
+            self._drop_taken()
             return None
         magic, kind, connection, argument, length = _HEAD.unpack_from(self._data, self._at)
         if magic != _MAGIC or length > MAX_PAYLOAD:
             raise Desynchronised("something is no frame")
         end = start + length
         if end > len(self._data):
+            self._drop_taken()
             return None
         payload = self._data[start:end]
         head = self._data[self._at : start - _CHECKSUM.size]
@@ -106,11 +111,16 @@ class Inbox:
         self._at = end
         return kind, connection, argument, payload
 
+    def _drop_taken(self) -> None:
+        self._data = self._data[self._at :]
+        self._at = 0
+
     def skip_past(self, frame: bytes) -> bool:
         """Drop everything up to the end of exactly this frame; False when it has not come yet."""
         found = self._data.find(frame, self._at)
         if found < 0:
             self._at = max(self._at, len(self._data) - len(frame) + 1)
+            self._drop_taken()
             return False
         self._at = found + len(frame)
         return True
@@ -121,9 +131,11 @@ class Inbox:
             found = self._data.find(_HELLO_BEGINNING, self._at)
             if found < 0:
                 self._at = max(self._at, len(self._data) - len(_HELLO_BEGINNING) + 1)
+                self._drop_taken()
                 return None
             self._at = found
             if len(self._data) - found < _HELLO_BYTES:
+                self._drop_taken()
                 return None
             nonce = self._data[found + HEADER_BYTES : found + _HELLO_BYTES]
             if self._data[found : found + _HELLO_BYTES] == encode(Kind.HELLO, payload=nonce):
