@@ -28,6 +28,7 @@ from mvm.host.records import Records
 from mvm.host.recovery import Recovery
 from mvm.host.reports import Activity, Reports
 from mvm.host.rest import Rest
+from mvm.host.retries import Retries
 from mvm.host.runtimes import Runtimes
 from mvm.host.wakes import Wakes
 from mvm.model.entities import Instance, InstanceNetwork, Pool, Quotas, RuntimePolicy, Tenant, TenantNetwork
@@ -199,6 +200,7 @@ class World:
             runtimes=runtimes,
             chronicle=self.chronicle,
             attachments=self.attachments,
+            retries=Retries(clock),
             clock=clock,
         )
         return self

@@ -1,4 +1,4 @@
-"""Requests about this host, its events, and whole deployments."""
+"""Requests about this host and what happens on it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ import psutil
 from pydantic import Field
 
 from mvm.host.api import Call, Json, Params, Request
-from mvm.host.api_tenants import Nothing, OfTenant, dumped
+from mvm.host.api_tenants import Nothing
 from mvm.host.audit import Verdict
 from mvm.host.events import Event
 from mvm.host.tenants import HOST_AUDIT
 from mvm.model.base import TenantIdField
-from mvm.model.deployment import Deployment
 from mvm.model.errors import MvmError
 from mvm.model.ids import TenantId
 
@@ -40,12 +39,6 @@ class Events(Params):
 
 class OfAudit(Params):
     tenant_id: TenantIdField | None = None
-
-
-class ApplyDeployment(Params):
-    deployment: Deployment
-    secrets: dict[str, str] = Field(default_factory=dict)
-    dry_run: bool = False
 
 
 async def node_info(host: Host, params: Nothing, call: Call) -> Json:
@@ -147,18 +140,6 @@ def _dumped(event: Event) -> Json:
     return event.model_dump(mode="json", exclude_none=True)
 
 
-async def apply_deployment(host: Host, params: ApplyDeployment, call: Call) -> Json:
-    outcome = await host.deployments.apply(
-        params.deployment, params.secrets, dry_run=params.dry_run, actor=call.actor, progress=call.progress
-    )
-    return {"tenant_id": params.deployment.name, **outcome.to_json()}
-
-
-async def deployment_ready(host: Host, params: OfTenant, call: Call) -> Json:
-    instances = await host.deployments.wait_until_ready(params.tenant_id, progress=call.progress)
-    return {"tenant_id": params.tenant_id, "instances": dumped(instances)}
-
-
 async def shutdown(host: Host, params: Nothing, call: Call) -> Json:
     """End the agent; instances live on."""
     host.shutdown.set()
@@ -170,7 +151,5 @@ REQUESTS: dict[str, Request[Host]] = {
     "NodeStats": Request(Nothing, node_stats),
     "Events": Request(Events, events, only_waits=True),
     "AuditVerify": Request(OfAudit, audit_verify, only_waits=True),
-    "ApplyDeployment": Request(ApplyDeployment, apply_deployment),
-    "DeploymentReady": Request(OfTenant, deployment_ready, only_waits=True),
     "Shutdown": Request(Nothing, shutdown),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mvm.host import api_images, api_insight, api_instances, api_node, api_people, api_tenants
+from mvm.host import api_images, api_insight, api_instances, api_node, api_people, api_reconcile, api_tenants
 from mvm.host.api import Request
 
 if TYPE_CHECKING:
@@ -16,5 +16,6 @@ REQUESTS: dict[str, Request[Host]] = {
     **api_images.REQUESTS,
     **api_instances.REQUESTS,
     **api_people.REQUESTS,
+    **api_reconcile.REQUESTS,
     **api_insight.REQUESTS,
 }

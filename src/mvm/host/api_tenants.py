@@ -154,7 +154,7 @@ async def secrets_list(host: Host, params: OfTenant, call: Call) -> Json:
 async def pool_create(host: Host, params: PoolCreate, call: Call) -> Json:
     pool = await host.pools.create(params.pool.tenant_id, params.pool.spec, actor=call.actor)
     try:
-        await host.pools.bring_about(pool, actor=call.actor, progress=call.progress)
+        await host.reconciler.bring_about(pool.tenant_id, pool.pool_id, actor=call.actor, progress=call.progress)
     except Exception:
         await host.pools.destroy(pool.tenant_id, pool.pool_id, actor=call.actor, progress=call.progress)
         raise
@@ -173,15 +173,15 @@ async def pool_info(host: Host, params: OfPool, call: Call) -> Json:
 
 
 async def pool_scale(host: Host, params: PoolScale, call: Call) -> Json:
-    pool = await host.pools.scale(
+    pool = await host.pools.set_counts(
         params.tenant_id,
         params.pool_id,
         running=params.running,
         warm=params.warm,
         sleeping=params.sleeping,
         actor=call.actor,
-        progress=call.progress,
     )
+    await host.reconciler.bring_about(pool.tenant_id, pool.pool_id, actor=call.actor, progress=call.progress)
     return {"pool": pool.model_dump(mode="json")}
 
 

@@ -26,6 +26,7 @@ from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
 from mvm.host.deployments import Deployments
+from mvm.host.desired_store import DesiredStore
 from mvm.host.drive_preparation import DrivePreparer
 from mvm.host.events import EventLog
 from mvm.host.explanation import Explainer
@@ -44,12 +45,15 @@ from mvm.host.policy_loop import PolicyLoop
 from mvm.host.pools import Pools
 from mvm.host.programs import host_programs, image_cache, image_contents
 from mvm.host.quotas import QuotaKeeper
+from mvm.host.reconcile import Reconciler
+from mvm.host.reconcile_apply import Executor
 from mvm.host.records import Records
 from mvm.host.recovery import Recovery
 from mvm.host.refreshes import Refreshes
 from mvm.host.removals import Removals
 from mvm.host.reports import Reports
 from mvm.host.rest import Rest
+from mvm.host.retries import Retries
 from mvm.host.runtimes import Runtimes
 from mvm.host.secrets import SecretStore
 from mvm.host.tenants import Tenants
@@ -99,6 +103,7 @@ class Host:
     pairing: Pairing
     tenants: Tenants
     pools: Pools
+    reconciler: Reconciler
     deployments: Deployments
     inspection: Inspection
     explainer: Explainer
@@ -262,10 +267,31 @@ async def open_host(
             removals=removals,
             chronicle=chronicle,
             clock=clock,
-            last_words=inspection.last_words,
+        )
+        retries = Retries(clock)
+        reconciler = Reconciler(
+            catalog=catalog,
+            executor=Executor(
+                catalog=catalog,
+                tenants=tenants,
+                pools=pools,
+                users=users,
+                operations=lifecycle,
+                images=images,
+                last_words=inspection.last_words,
+            ),
+            is_busy=lifecycle.busy,
+            is_idle=lambda instance: observer.observe(instance).idle,
+            secrets=secrets,
+            removals=removals,
+            desired=DesiredStore(catalog, store),
+            retries=retries,
+            chronicle=chronicle,
+            clock=clock,
         )
         deployments = Deployments(
             catalog=catalog,
+            reconciler=reconciler,
             tenants=tenants,
             pools=pools,
             users=users,
@@ -275,7 +301,6 @@ async def open_host(
             reports=reports,
             chronicle=chronicle,
             clock=clock,
-            last_words=inspection.last_words,
         )
         recovery = Recovery(
             catalog=catalog,
@@ -300,8 +325,10 @@ async def open_host(
             runtimes=known_runtimes,
             chronicle=chronicle,
             attachments=attachments,
+            retries=retries,
             clock=clock,
         )
+        policy.on_death = reconciler.kick
         preparer.on_gateway_moved = refreshes.gateway_moved
         stack.push_async_callback(networks.close)
         await networks.start()
@@ -338,6 +365,7 @@ async def open_host(
             pairing=pairing,
             tenants=tenants,
             pools=pools,
+            reconciler=reconciler,
             deployments=deployments,
             inspection=inspection,
             explainer=explainer,
@@ -391,6 +419,7 @@ async def observed(host: Host) -> AsyncIterator[Callable[[str, str], None]]:
 
     observability = Observability(host.catalog, host.chronicle, healthy=host.serving.is_set)
     async with observability.shown(port) as host.metrics_port:
+        host.reconciler.observe = lambda seconds, errors: observability.metrics.reconciled(seconds, errors=errors)
         yield observability.request
 
 
@@ -410,6 +439,7 @@ async def _run(host: Host, api: ApiServer[Host]) -> None:
         asyncio.create_task(host.policy.run(), name="policy"),
     ]
     work.append(asyncio.create_task(_account(host, work[0]), name="accounting"))
+    work.append(asyncio.create_task(_reconcile(host, work[0]), name="reconcile"))
     stopping = asyncio.create_task(host.shutdown.wait(), name="shutdown")
     try:
         await holding.wait()
@@ -435,6 +465,12 @@ async def _account(host: Host, recovery: asyncio.Task[None]) -> None:
         await host.accounting.run()
     except Exception:
         log.exception("usage is not counted any more")
+
+
+async def _reconcile(host: Host, recovery: asyncio.Task[None]) -> None:
+    """What runs is known when everything is recovered; only then is it compared with what should."""
+    await recovery
+    await host.reconciler.run()
 
 
 async def _recover(host: Host, holding: asyncio.Event) -> None:

@@ -175,6 +175,8 @@ class Lifecycle:
             except Refused as refusal:
                 self._chronicle.record(instance, AuditAction.QUOTA_EXCEEDED, actor=actor, detail=refusal.message)
                 raise
+            if kind is not TransitionKind.RESUME:
+                instance = instance.model_copy(update={"vcpus": pool.vcpus, "mem_mib": pool.mem_mib})
             return await self._records.begin(instance, kind, State.RUNNING, actor=actor)
 
     async def _resume(self, instance: Instance, *, actor: str) -> Instance:
@@ -303,6 +305,24 @@ class Lifecycle:
             await self._runtimes.of(instance).discard_snapshot(self._bring_up.machine(instance))
             instance = await self._records.settle(instance, State.STOPPED, held=hold)
         self._chronicle.record(instance, AuditAction.INSTANCE_STOPPED, actor=actor)
+        return instance
+
+    async def discard(self, ref: InstanceRef, *, actor: str) -> Instance:
+        """Have an instance at rest boot anew at its next wake, with what its pool says then; a warm one sleeps first.
+
+        Its data stays as it is. One that runs by now is left alone.
+        """
+        instance = self._catalog.instance(ref)
+        if instance.state is State.WARM:
+            await self.sleep(ref, actor=actor, by_policy=instance.rested_by_policy)
+        async with self.locked(ref):
+            instance = self._catalog.instance(ref)
+            if instance.state is not State.SLEEPING:
+                return instance
+            await self._runtimes.of(instance).discard_snapshot(self._bring_up.machine(instance))
+            anew = {"vcpus": 0, "mem_mib": 0, "image_revision": ""}
+            instance = await self._catalog.save_instance(instance.model_copy(update=anew))
+        self._chronicle.record(instance, AuditAction.SNAPSHOT_DISCARDED, actor=actor)
         return instance
 
     async def destroy(self, ref: InstanceRef, *, actor: str) -> None:

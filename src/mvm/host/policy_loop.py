@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 
 import structlog
@@ -23,6 +23,7 @@ from mvm.host.lifecycle import Lifecycle
 from mvm.host.observation import Observer
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.reports import Activity, Reports
+from mvm.host.retries import Retries
 from mvm.host.runtimes import Runtimes
 from mvm.host.wakes import Wakes
 from mvm.model import policy
@@ -38,9 +39,6 @@ TICK_SECONDS = 5.0
 ACTOR = "policy"
 REPORT_MAX_AGE_SECONDS = 60.0
 """An older report is asked for again; a guest reports every 20 s by itself."""
-REVIVE_BACKOFF_SECONDS = (0.0, 2.0, 5.0, 15.0, 60.0)
-"""Pauses before an instance that died or could not be woken is started again; the last one repeats."""
-REVIVE_FORGET_SECONDS = 600.0
 
 
 class PolicyLoop:
@@ -59,6 +57,7 @@ class PolicyLoop:
         runtimes: Runtimes,
         chronicle: Chronicle,
         attachments: Attachments,
+        retries: Retries,
         clock: Clock,
     ) -> None:
         self._catalog = catalog
@@ -73,8 +72,10 @@ class PolicyLoop:
         self._attachments = attachments
         self._clock = clock
         self._acting: dict[InstanceId, asyncio.Task[None]] = {}
-        self._tried: dict[InstanceId, list[float]] = {}
+        self._retries = retries
         self._said: dict[InstanceId, str] = {}
+        self.on_death: Callable[[], None] = lambda: None
+        """Told when an instance has died and what policy has to say about that is under way."""
 
     async def run(self) -> None:
         """Run for ever: the tick, and the watch over processes that end."""
@@ -102,7 +103,7 @@ class PolicyLoop:
         if instance.transition is not None:
             return
         if self._alarm_is_due(instance):
-            if self._may_try_again(instance.instance_id):
+            if self._retries.may_try(str(instance.ref)):
                 self._act(instance, self._wake_for_alarm(instance))
         elif instance.manual_until is not None and self._clock.now() < instance.manual_until:
             return  # a person has just dealt with it
@@ -202,7 +203,7 @@ class PolicyLoop:
             await self._wakes.wake(instance.ref, actor="alarm")
         except MvmError:
             # Tried again with growing pauses: one that cannot start must not fill the audit with attempts.
-            self._tried.setdefault(instance.instance_id, []).append(self._clock.monotonic())
+            self._retries.tried(str(instance.ref))
             raise
 
     # Staying up
@@ -214,21 +215,12 @@ class PolicyLoop:
             and instance.state in (State.STOPPED, State.SLEEPING, State.WARM)
             and not instance.held
             and instance.entered_running_at is not None
-            and self._may_try_again(instance.instance_id)
+            and self._retries.may_try(str(instance.ref))
         )
 
     async def _keep_up(self, instance: Instance) -> None:
-        self._tried.setdefault(instance.instance_id, []).append(self._clock.monotonic())
+        self._retries.tried(str(instance.ref))
         await self._wakes.wake(instance.ref, actor="always-on")
-
-    def _may_try_again(self, instance: InstanceId) -> bool:
-        now = self._clock.monotonic()
-        recent = [at for at in self._tried.get(instance, ()) if now - at < REVIVE_FORGET_SECONDS]
-        self._tried[instance] = recent
-        if not recent:
-            return True
-        pause = REVIVE_BACKOFF_SECONDS[min(len(recent), len(REVIVE_BACKOFF_SECONDS) - 1)]
-        return now - recent[-1] >= pause
 
     async def _revive_for_ever(self, group: asyncio.TaskGroup) -> None:
         while True:
@@ -250,5 +242,6 @@ class PolicyLoop:
             return
         log.warning("instance died", instance=str(ref), was_idle=was_idle)
         # An idle worker that died needs no process now: the next message or alarm boots it from its data.
-        if (instance.role is Role.GATEWAY or not was_idle) and self._may_try_again(ref.instance_id):
+        if (instance.role is Role.GATEWAY or not was_idle) and self._retries.may_try(str(ref)):
             self._act(instance, self._keep_up(instance))
+        self.on_death()

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-
 from mvm.host.audit import AuditAction
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
-from mvm.host.contracts import InstanceOperations, LastWords
+from mvm.host.contracts import InstanceOperations
 from mvm.host.progress import Progress, silent
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.refreshes import Refreshes
 from mvm.host.removals import Removals
-from mvm.host.scaling import Do, Step, plan_counts
 from mvm.model import quota
-from mvm.model.entities import DesiredCounts, Instance, Pool, PoolSpec
-from mvm.model.errors import Conflict, InvalidInput, MvmError, Refused, error_for_code
+from mvm.model.entities import DesiredCounts, Pool, PoolSpec
+from mvm.model.errors import Conflict, InvalidInput, MvmError, Refused
 from mvm.model.ids import PoolId, TenantId
 
 _REMOVAL = "pool"
@@ -36,9 +32,7 @@ class Pools:
         removals: Removals,
         chronicle: Chronicle,
         clock: Clock,
-        last_words: LastWords,
     ) -> None:
-        self._last_words = last_words
         self._catalog = catalog
         self._operations = operations
         self._quotas = quotas
@@ -48,7 +42,7 @@ class Pools:
         self._clock = clock
 
     async def create(self, tenant_id: TenantId, spec: PoolSpec, *, actor: str) -> Pool:
-        """Make a pool; its instances are made by `scale` or with their users. Raises `Conflict`, `QuotaExceeded`."""
+        """Make a pool; reconcile makes its instances, or users get them. Raises `Conflict`, `QuotaExceeded`."""
         tenant = self._catalog.tenant(tenant_id)
         async with self._quotas.lock(tenant_id):
             if (tenant_id, spec.pool_id) in self._catalog.pools:
@@ -88,7 +82,7 @@ class Pools:
             await self._refreshes.tell(self._catalog.instances_of(tenant_id, pool.pool_id), actor=actor)
         return pool
 
-    async def scale(
+    async def set_counts(
         self,
         tenant_id: TenantId,
         pool_id: PoolId,
@@ -97,70 +91,13 @@ class Pools:
         warm: int | None = None,
         sleeping: int | None = None,
         actor: str,
-        progress: Progress = silent,
     ) -> Pool:
-        """Change the counts of a pool and bring them about. What was brought about stays when a later step fails."""
+        """Change how many instances a pool is to have in each state; None leaves a count as it is."""
         pool = self._catalog.pool(tenant_id, pool_id)
         given = {"running": running, "warm": warm, "sleeping": sleeping}
         counts = {name: count for name, count in given.items() if count is not None}
         desired = DesiredCounts.model_validate({**pool.desired.model_dump(), **counts})
-        pool = await self.update(tenant_id, pool.spec.model_copy(update={"desired": desired}), actor=actor)
-        await self.bring_about(pool, actor=actor, progress=progress)
-        return pool
-
-    async def bring_about(
-        self,
-        pool: Pool,
-        *,
-        actor: str,
-        progress: Progress = silent,
-        on_made: Callable[[Instance], None] = lambda _: None,
-    ) -> None:
-        """Take the steps that a pool's counts ask for now; `on_made` hears of every instance that was made and stays.
-
-        When one step fails the others are taken all the same, and its error is raised at the end.
-        """
-        users = sum(user.pool_id == pool.pool_id for user in self._catalog.users_of(pool.tenant_id))
-        instances = self._catalog.instances_of(pool.tenant_id, pool.pool_id)
-
-        async def take(step: Step) -> None:
-            progress(f"{pool.tenant_id}/{pool.pool_id}: {describe(step)}")
-            instance = await self.take(pool, step, actor=actor)
-            if step.instance is None:
-                on_made(instance)
-
-        steps = plan_counts(pool.desired, instances, users=users)
-        results = await asyncio.gather(*(take(step) for step in steps), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-
-    async def take(self, pool: Pool, step: Step, *, actor: str) -> Instance:
-        """Take one step; a new instance on which a later action fails is destroyed again, and its log is quoted."""
-        instance = step.instance
-        if instance is None:
-            instance = await self._operations.create_instance(pool.tenant_id, pool.pool_id, actor=actor)
-        try:
-            for action in step.actions:
-                match action:
-                    case Do.START:
-                        instance = await self._operations.start(instance.ref, actor=actor)
-                    case Do.WARM:
-                        instance = await self._operations.warm(instance.ref, actor=actor)
-                    case Do.SLEEP:
-                        instance = await self._operations.sleep(instance.ref, actor=actor, force=True)
-                    case Do.STOP:
-                        instance = await self._operations.stop(instance.ref, actor=actor, hold=False)
-        except BaseException as error:
-            if step.instance is not None:
-                raise
-            words = await self._last_words(instance) if isinstance(error, MvmError) else None
-            await self._operations.destroy(instance.ref, actor=actor)
-            if not isinstance(error, MvmError) or words is None:
-                raise
-            hint = f"{instance.ref} was removed again; `mvm events --tenant {pool.tenant_id}` shows what happened"
-            raise error_for_code(error.code, f"{error.message}: {words}", hint) from error
-        return instance
+        return await self.update(tenant_id, pool.spec.model_copy(update={"desired": desired}), actor=actor)
 
     async def destroy(self, tenant_id: TenantId, pool_id: PoolId, *, actor: str, progress: Progress = silent) -> None:
         """Remove a pool with its instances. Refused while users have their workers in it."""
@@ -198,10 +135,3 @@ class Pools:
         self._chronicle.record_tenant(tenant_id, AuditAction.POOL_DESTROYED, actor=actor, pool_id=pool_id)
         # A gateway that is gone leaves workers that nobody may deliver to any more.
         await self._refreshes.tell_tenant(tenant_id, actor=actor)
-
-
-def describe(step: Step) -> str:
-    """A step in words."""
-    who = step.instance.instance_id if step.instance else "a new instance"
-    words = [action.value for action in step.actions if action is not Do.CREATE] or ["make"]
-    return f"{', then '.join(words)} {who}"

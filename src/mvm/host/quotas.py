@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Iterable, Mapping
 
 from mvm.host.catalog import Catalog
 from mvm.model import quota
 from mvm.model.entities import Instance, Pool
-from mvm.model.ids import TenantId
+from mvm.model.ids import PoolId, TenantId
 from mvm.model.states import State
 
 
@@ -25,9 +26,36 @@ def _will_run(instance: Instance) -> bool:
     return instance.transition is not None and instance.transition.to is State.RUNNING
 
 
+def _will_be_warm(instance: Instance) -> bool:
+    return instance.transition is not None and instance.transition.to is State.WARM
+
+
 def counts_as_running(instance: Instance) -> bool:
     """True when the instance takes one of the tenant's `max_running` places."""
     return instance.state is State.RUNNING or _will_run(instance)
+
+
+def use_of(instances: Iterable[Instance], pools: Mapping[PoolId, Pool]) -> quota.Use:
+    """What these instances of one tenant use of what awake instances use, transitions under way counted in.
+
+    One that is being warmed has its running place and its warm one until it is.
+    """
+    awake = [i for i in instances if i.state.has_process or i.transition is not None]
+    held = [machine_size(i, pools[i.pool_id]) for i in awake if _holds_memory(i)]
+    return quota.Use(
+        vcpus=sum(vcpus for vcpus, _ in held),
+        mem_mib=sum(mem_mib for _, mem_mib in held),
+        running=sum(counts_as_running(i) for i in awake),
+        warm=sum((i.state is State.WARM and not _will_run(i)) or _will_be_warm(i) for i in awake),
+        in_flight=sum(_will_run(i) for i in awake),
+    )
+
+
+def machine_size(instance: Instance, pool: Pool) -> tuple[int, int]:
+    """vCPUs and MiB of memory that an instance has, or would have if it were started now."""
+    if instance.state.has_process and instance.vcpus:
+        return instance.vcpus, instance.mem_mib
+    return pool.vcpus, pool.mem_mib
 
 
 class QuotaKeeper:
@@ -46,14 +74,7 @@ class QuotaKeeper:
         instances = [
             i for i in self._catalog.awake_of(tenant) if without is None or i.instance_id != without.instance_id
         ]
-        held = [self._catalog.pool(tenant, i.pool_id) for i in instances if _holds_memory(i)]
-        return quota.Use(
-            vcpus=sum(pool.vcpus for pool in held),
-            mem_mib=sum(pool.mem_mib for pool in held),
-            running=sum(counts_as_running(i) for i in instances),
-            warm=sum(i.state is State.WARM and not _will_run(i) for i in instances),
-            in_flight=sum(_will_run(i) for i in instances),
-        )
+        return use_of(instances, {i.pool_id: self._catalog.pool(tenant, i.pool_id) for i in instances})
 
     def full_use(self, tenant: TenantId, *, in_pool: Pool | None = None) -> quota.Use:
         """What is in use of every quota; looks at all instances of the tenant, the sleeping ones too."""

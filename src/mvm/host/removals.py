@@ -47,6 +47,11 @@ class Removals:
         """True when that is being removed, or its removal did not end well."""
         return await self._store.get(_key(kind, *parts)) is not None
 
+    async def recorded_of(self, kind: str) -> set[tuple[str, ...]]:
+        """Ids of everything of that kind that is being removed, or whose removal did not end well."""
+        prefix = f"{PREFIX}{kind}/"
+        return {tuple(document.key.removeprefix(prefix).split("/")) for document in await self._store.list(prefix)}
+
     async def pending(self, kind: str) -> list[Removal]:
         """Removals of that kind that were begun and that nobody is at now."""
         return [

@@ -20,7 +20,7 @@ from mvm.host.progress import Progress, silent
 from mvm.host.refreshes import Refreshes
 from mvm.host.removals import Removals
 from mvm.host.secrets import SecretStore
-from mvm.model.entities import Instance, Pool, User
+from mvm.model.entities import Budget, Instance, Pool, User, UserSpec
 from mvm.model.errors import Conflict, InvalidInput, MvmError, NotFound
 from mvm.model.ids import PoolId, TenantId, UserId
 from mvm.model.roles import Role
@@ -65,6 +65,8 @@ class Users:
         self._clock = clock
         # Held while it is checked that a sender belongs to nobody else and the record is written.
         self._changing = asyncio.Lock()
+        # Held while a user is given their one instance.
+        self._binding: dict[tuple[TenantId, UserId], asyncio.Lock] = {}
 
     def get(self, tenant_id: TenantId, user_id: UserId) -> User:
         """The user of that id, or `NotFound`."""
@@ -83,6 +85,7 @@ class Users:
         telegram: Iterable[str] = (),
         discord: Iterable[str] = (),
         pool_id: PoolId | None = None,
+        budget: Budget | None = None,
         actor: str,
         progress: Progress = silent,
     ) -> User:
@@ -98,6 +101,7 @@ class Users:
             pool_id=pool.pool_id,
             telegram=_senders("telegram", telegram),
             discord=_senders("discord", discord),
+            budget=budget or Budget(),
             created_at=self._clock.now(),
         )
         async with self._changing:
@@ -127,12 +131,24 @@ class Users:
         return user
 
     async def bind(self, user: User, *, actor: str) -> User:
-        """Give a user their instance: the one that is theirs already, else one that is nobody's, else a new one."""
-        instances = self._catalog.instances_of(user.tenant_id, user.pool_id)
-        mine = next((i for i in instances if i.user == user.user_id), None) or await self._take_over(instances, user)
-        if mine is None:
-            mine = await self._operations.create_instance(user.tenant_id, user.pool_id, user=user.user_id, actor=actor)
-        user = await self._catalog.save_user(user.model_copy(update={"instance_id": mine.instance_id}))
+        """Give a user their instance: the one that is theirs already, else one that is nobody's, else a new one.
+
+        Raises `NotFound` when the user is removed meanwhile; whoever removes them destroys their instance too.
+        """
+        async with self._binding.setdefault((user.tenant_id, user.user_id), asyncio.Lock()):
+            instances = self._catalog.instances_of(user.tenant_id, user.pool_id)
+            mine = next((i for i in instances if i.user == user.user_id), None)
+            mine = mine or await self._take_over(instances, user)
+            if mine is None:
+                mine = await self._operations.create_instance(
+                    user.tenant_id, user.pool_id, user=user.user_id, actor=actor
+                )
+            try:
+                latest = self.get(user.tenant_id, user.user_id)
+            except NotFound:
+                await self._destroy_workers(user.tenant_id, user.user_id, actor=actor)
+                raise
+            user = await self._catalog.save_user(latest.model_copy(update={"instance_id": mine.instance_id}))
         await self._refreshes.tell([mine], actor=actor)
         return user
 
@@ -162,22 +178,35 @@ class Users:
         actor: str,
     ) -> User:
         """Say who a user is on a channel, instead of what was known before; None leaves a channel as it is."""
+        changes: dict[str, object] = {
+            channel: _senders(channel, senders)
+            for channel, senders in (("telegram", telegram), ("discord", discord))
+            if senders is not None
+        }
+        return await self._change(tenant_id, user_id, changes, actor=actor)
+
+    async def change(self, tenant_id: TenantId, spec: UserSpec, *, actor: str) -> User:
+        """Make a user what is said of them, but for the pool of their worker, which never changes."""
+        changes = {
+            "telegram": _senders("telegram", spec.telegram),
+            "discord": _senders("discord", spec.discord),
+            "budget": spec.budget,
+        }
+        return await self._change(tenant_id, spec.user_id, changes, actor=actor)
+
+    async def _change(self, tenant_id: TenantId, user_id: UserId, changes: dict[str, object], *, actor: str) -> User:
         async with self._changing:
-            user = self.get(tenant_id, user_id)
-            changes = {
-                channel: _senders(channel, senders)
-                for channel, senders in (("telegram", telegram), ("discord", discord))
-                if senders is not None
-            }
-            changed = user.model_copy(update=changes)
-            if changed == user:
-                return user
+            before = self.get(tenant_id, user_id)
+            changed = before.model_copy(update=changes)
+            if changed == before:
+                return before
             self._require_free(tenant_id, changed)
             user = await self._catalog.save_user(changed)
         self._chronicle.tenant_event(
             tenant_id, "UserUpdated", actor=actor, detail=", ".join(user.peers) or "not paired", user=user_id
         )
-        await self.refresh_gateway(tenant_id, actor=actor)
+        if changed.peers != before.peers:
+            await self.refresh_gateway(tenant_id, actor=actor)
         return user
 
     async def add_peer(self, tenant_id: TenantId, user_id: UserId, peer: str, *, actor: str) -> User:

@@ -299,6 +299,9 @@ class Instance(Frozen):
     transition: Transition | None = None
     network: InstanceNetwork
     image_revision: str = ""
+    # What it was last started with, also while it sleeps; 0 until it was started.
+    vcpus: int = 0
+    mem_mib: int = 0
     runtime: str = ""
     process: ProcessIdentity | None = None
     user: UserIdField | None = None
@@ -334,6 +337,15 @@ SenderId = Annotated[str, AfterValidator(_check_sender)]
 """Somebody's account on Telegram or Discord, as digits."""
 
 
+class Budget(Frozen):
+    """What a user may use; None is without limit. Checked before a wake, and what is under way is never cut off."""
+
+    wakes_per_hour: Annotated[int, Field(ge=0)] | None = None
+    """Wakes for their messages within any 60 minutes."""
+    running_minutes_per_day: Annotated[int, Field(ge=0)] | None = None
+    """Minutes that their worker runs on one day (UTC)."""
+
+
 class UserSpec(Frozen):
     """What a person (or a template) says of a user: who they are on each channel, and the pool of their worker."""
 
@@ -341,6 +353,7 @@ class UserSpec(Frozen):
     pool_id: PoolIdField
     telegram: tuple[SenderId, ...] = ()
     discord: tuple[SenderId, ...] = ()
+    budget: Budget = Budget()
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -364,10 +377,11 @@ class User(UserSpec):
             pool_id=spec.pool_id,
             telegram=spec.telegram,
             discord=spec.discord,
+            budget=spec.budget,
             created_at=created_at,
         )
 
     @property
     def spec(self) -> UserSpec:
         """What a manifest says of this user, comparable with what one asks for."""
-        return UserSpec(user_id=self.user_id, pool_id=self.pool_id, telegram=self.telegram, discord=self.discord)
+        return UserSpec(**{name: getattr(self, name) for name in UserSpec.model_fields})

@@ -261,7 +261,7 @@ def _only(pools: Sequence[PoolId]) -> PoolId | None:
 
 
 def _user(table: UserTable, pool: PoolId) -> UserSpec:
-    return UserSpec(user_id=table.id, pool_id=pool, telegram=table.telegram, discord=table.discord)
+    return UserSpec(user_id=table.id, pool_id=pool, telegram=table.telegram, discord=table.discord, budget=table.budget)
 
 
 def _nameless_secrets(tables: dict[str, Any]) -> list[tuple[Location, str, str | None]]:

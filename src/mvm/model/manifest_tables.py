@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from mvm.model.base import Frozen, NetIdField, PoolIdField, TenantIdField, UserIdField, failed
 from mvm.model.entities import (
+    Budget,
     Count,
     DiskMib,
     EgressField,
@@ -67,6 +68,7 @@ class UserTable(Frozen):
     telegram: tuple[SenderId, ...] = ()
     discord: tuple[SenderId, ...] = ()
     pool: PoolIdField | None = None
+    budget: Budget = Budget()
 
 
 class GatewayTable(Frozen):

@@ -16,15 +16,19 @@ from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
 from mvm.host.deployments import Deployments
+from mvm.host.desired_store import DesiredStore
 from mvm.host.drive_preparation import DrivePreparer
 from mvm.host.events import EventLog
 from mvm.host.gateways import Gateways
 from mvm.host.pairing import Pairing
 from mvm.host.pools import Pools
 from mvm.host.quotas import QuotaKeeper
+from mvm.host.reconcile import Reconciler
+from mvm.host.reconcile_apply import Executor
 from mvm.host.refreshes import Refreshes
 from mvm.host.removals import Removals
 from mvm.host.reports import Activity, Reports
+from mvm.host.retries import Retries
 from mvm.host.secrets import SecretStore
 from mvm.host.tenants import Tenants
 from mvm.host.users import Users
@@ -108,6 +112,8 @@ class Operations:
         instance = self.catalog.instance(ref)
         self._maybe_fail(operation, instance)
         if state is State.RUNNING:
+            pool = self.catalog.pool(ref.tenant_id, ref.pool_id)
+            instance = instance.model_copy(update={"vcpus": pool.vcpus, "mem_mib": pool.mem_mib})
             self.reports.record(ref.instance_id, Activity.IDLE)
         return await self.catalog.save_instance(instance.model_copy(update={"state": state}))
 
@@ -122,6 +128,11 @@ class Operations:
 
     async def stop(self, ref: InstanceRef, *, actor: str, force: bool = False, hold: bool = True) -> Instance:
         return await self._become(ref, State.STOPPED, "stop")
+
+    async def discard(self, ref: InstanceRef, *, actor: str) -> Instance:
+        return await self.catalog.save_instance(
+            self.catalog.instance(ref).model_copy(update={"state": State.SLEEPING, "vcpus": 0, "mem_mib": 0})
+        )
 
     async def destroy(self, ref: InstanceRef, *, actor: str) -> None:
         instance = self.catalog.instances.get(ref.instance_id)
@@ -159,6 +170,7 @@ class Services:
     pairing: Pairing
     tenants: Tenants
     pools: Pools
+    reconciler: Reconciler
     deployments: Deployments
     audit_dir: Path
 
@@ -169,10 +181,15 @@ class Services:
         await self.pools.create(tenant_id, PoolSpec(pool_id=WORKERS, role=Role.CAPABILITY_OPENCLAW), actor="test")
         if gateway:
             await self.pools.create(tenant_id, PoolSpec(pool_id=GATEWAYS, role=Role.GATEWAY), actor="test")
-            await self.pools.scale(tenant_id, GATEWAYS, running=1, actor="test")
+            await self.scale(GATEWAYS, tenant_id, running=1)
         if workers:
-            await self.pools.scale(tenant_id, WORKERS, running=workers, actor="test")
+            await self.scale(WORKERS, tenant_id, running=workers)
         return tenant_id
+
+    async def scale(self, pool_id: PoolId, tenant_id: TenantId = ALICE, **counts: int) -> None:
+        """Change a pool's counts and bring them about."""
+        await self.pools.set_counts(tenant_id, pool_id, actor="test", **counts)
+        await self.reconciler.bring_about(tenant_id, pool_id, actor="test")
 
     def gateway(self, tenant_id: TenantId = ALICE) -> Instance:
         found = self.gateways.gateway_of(tenant_id)
@@ -246,7 +263,26 @@ async def opened(directory: Path, *, host: dict[str, IPv4Network] | None = None)
             removals=removals,
             chronicle=chronicle,
             clock=clock,
-            last_words=_last_words,
+        )
+        reconciler = Reconciler(
+            catalog=catalog,
+            executor=Executor(
+                catalog=catalog,
+                tenants=tenants,
+                pools=pools,
+                users=users,
+                operations=operations,
+                images=None,
+                last_words=_last_words,
+            ),
+            is_busy=lambda _: False,
+            is_idle=lambda instance: reports.latest(instance.instance_id).activity in (Activity.IDLE, Activity.READY),
+            secrets=secrets,
+            removals=removals,
+            desired=DesiredStore(catalog, store),
+            retries=Retries(clock),
+            chronicle=chronicle,
+            clock=clock,
         )
         yield Services(
             time=time,
@@ -264,8 +300,10 @@ async def opened(directory: Path, *, host: dict[str, IPv4Network] | None = None)
             pairing=pairing,
             tenants=tenants,
             pools=pools,
+            reconciler=reconciler,
             deployments=Deployments(
                 catalog=catalog,
+                reconciler=reconciler,
                 tenants=tenants,
                 pools=pools,
                 users=users,
@@ -275,7 +313,6 @@ async def opened(directory: Path, *, host: dict[str, IPv4Network] | None = None)
                 reports=reports,
                 chronicle=chronicle,
                 clock=clock,
-                last_words=_last_words,
             ),
             audit_dir=directory / "audit",
         )

@@ -19,28 +19,31 @@ def states(services: Services) -> list[State]:
 
 async def test_scaling_makes_and_starts_what_is_missing_and_stops_what_is_too_much(services: Services) -> None:
     await services.tenant()
-    await services.pools.scale(ALICE, WORKERS, running=3, actor="test")
+    await services.scale(WORKERS, running=3)
     assert states(services) == [State.RUNNING] * 3
-    await services.pools.scale(ALICE, WORKERS, running=1, actor="test")
+    await services.scale(WORKERS, running=1)
     assert sorted(states(services)) == [State.RUNNING, State.STOPPED, State.STOPPED]
 
 
 async def test_a_count_that_is_not_given_stays(services: Services) -> None:
     await services.tenant()
-    await services.pools.scale(ALICE, WORKERS, running=1, sleeping=1, actor="test")
-    pool = await services.pools.scale(ALICE, WORKERS, running=2, actor="test")
+    await services.scale(WORKERS, running=1, sleeping=1)
+    await services.scale(WORKERS, running=2)
+    pool = services.catalog.pool(ALICE, WORKERS)
     assert (pool.desired.running, pool.desired.sleeping) == (2, 1)
 
 
 async def test_scaling_again_does_nothing(services: Services) -> None:
     await services.tenant()
-    await services.pools.scale(ALICE, WORKERS, running=2, actor="test")
+    await services.scale(WORKERS, running=2)
     before = services.kinds()
-    await services.pools.scale(ALICE, WORKERS, running=2, actor="test")
+    await services.scale(WORKERS, running=2)
     assert services.kinds() == before
 
 
-async def test_an_instance_that_cannot_start_is_not_left_behind_and_the_others_are_there(services: Services) -> None:
+async def test_an_instance_that_cannot_start_is_kept_for_another_attempt_and_the_others_are_there(
+    services: Services,
+) -> None:
     await services.tenant()
     started: list[object] = []
 
@@ -52,8 +55,8 @@ async def test_an_instance_that_cannot_start_is_not_left_behind_and_the_others_a
 
     services.operations.fails = fails
     with pytest.raises(MvmError, match="no memory"):
-        await services.pools.scale(ALICE, WORKERS, running=3, actor="test")
-    assert states(services) == [State.RUNNING] * 2
+        await services.scale(WORKERS, running=3)
+    assert sorted(states(services)) == [State.READY, State.RUNNING, State.RUNNING]
 
 
 async def test_a_pool_too_many_is_refused(services: Services) -> None:

@@ -218,7 +218,7 @@ async def test_an_update_that_changes_nothing_tells_nobody(services: Services) -
 
 async def test_a_gateway_of_its_own_is_the_oldest_one(services: Services) -> None:
     await services.tenant()
-    await services.pools.scale(ALICE, GATEWAYS, running=2, actor="test")
+    await services.scale(GATEWAYS, running=2)
     assert services.gateway() == services.catalog.instances_of(ALICE, GATEWAYS)[0]
 
 
