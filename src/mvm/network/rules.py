@@ -83,7 +83,15 @@ def _inet(picture: Picture) -> Iterator[str]:
     yield _map("peers", "ipv4_addr : verdict", (f"{g.ip} : jump {peers[key]}" for g, key in grouped if key is not None))
     yield _map("egress", "ipv4_addr : verdict", (f"{g.ip} : goto {policies[g.egress]}" for g in guests))
 
-    yield from _chain("refuse", "counter name iifname map @refused_by", _reject(), "drop")
+    yield from _chain(
+        "refuse",
+        "counter name iifname map @refused_by",
+        # A connection that exists would not mind being told; it has to be cut.
+        "ct state established meta l4proto tcp reject with tcp reset",
+        "ct direction reply drop",
+        _reject(),
+        "drop",
+    )
     for key, name in peers.items():
         members = ", ".join(str(guest.ip) for guest in guests if _group(guest) == key)
         yield from _chain(name, f"ct original ip daddr {{ {members} }} accept")
@@ -213,7 +221,7 @@ def _granted(port: int, pairs: str) -> str:
 
 def _reject() -> str:
     """A refusal that the guest hears at once, the same for whatever was asked: nobody has to wait for a time-out."""
-    return "ct direction original fib daddr type { unicast, local } reject with icmpx type admin-prohibited"
+    return "fib daddr type { unicast, local } reject with icmpx type admin-prohibited"
 
 
 def _group(guest: Guest) -> tuple[int, str] | None:

@@ -121,7 +121,7 @@ def listen_on_host(port: int, address: str = "", kind: int = socket.SOCK_STREAM)
 def _listening(listener: socket.socket, address: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((address, port))
-    listener.settimeout(5)
+    listener.settimeout(10)
     if listener.type == socket.SOCK_STREAM:
         listener.listen()
     return listener
@@ -254,8 +254,8 @@ class World:
         for port in ports:
             self._stack.enter_context(self.at(guest).listen(port))
 
-    def reaches(self, guest: Guest, address: object, port: int, *, seconds: float = 1.0) -> bool:
-        """Whether a connection that a guest opens comes about."""
+    def reaches(self, guest: Guest, address: object, port: int, *, seconds: float = 5.0) -> bool:
+        """Whether a connection that a guest opens comes about. A refusal is heard at once."""
         with self.at(guest).new_socket() as client:
             client.settimeout(seconds)
             return client.connect_ex((str(address), port)) == 0
