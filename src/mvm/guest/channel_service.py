@@ -171,6 +171,8 @@ class MuxCarrier:
         if self._port is not None and self._end is not None:
             port = self._port
             await _until(lambda: not port.unwritten)
+            self._end.lose("the service ends")  # the host is told so, and waits for the next one
+            await _until(lambda: not port.unwritten)
             self._end.host_left()
             self._port.close()
 

@@ -84,6 +84,9 @@ class VirtioPort:
         self._resume()
 
     def close(self) -> None:
+        """Let go of the port. Idempotent."""
+        if self._closed:
+            return
         self._closed = True
         if self._again is not None:
             self._again.cancel()
