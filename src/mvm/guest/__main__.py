@@ -1,4 +1,4 @@
-"""Entry of the guest's zipapp: `python guest.pyz init|supervise|clear|channel|agent|router|openclaw-ctl ...`.
+"""Entry of the guest's zipapp: `python guest.pyz init|supervise|clear|channel|agent|router|openclaw-ctl|warm-up ...`.
 
 Each sub-command imports what it needs and nothing else: a wake waits for this process to come up.
 """
@@ -16,7 +16,8 @@ USAGE = """usage: guest.pyz init
        guest.pyz channel
        guest.pyz agent
        guest.pyz router
-       guest.pyz openclaw-ctl checkpoint|restore <integration>"""
+       guest.pyz openclaw-ctl checkpoint|restore <integration>
+       guest.pyz warm-up"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,6 +45,10 @@ def main(arguments: Sequence[str]) -> int:
             from mvm.guest import openclaw_ctl
 
             return openclaw_ctl.main(verb, integration, os.environ)
+        case ["warm-up"]:
+            from mvm.guest import warm_up
+
+            return warm_up.main(os.environ)
     print(USAGE, file=sys.stderr)
     return 2
 

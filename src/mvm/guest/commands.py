@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mvm.guest import processes
+from mvm.guest.confinement import Confinement
 
 CHUNK_BYTES = 64 * 1024
 POLL_SECONDS = 0.01
@@ -42,13 +43,14 @@ async def run(
     stdin: bytes = b"",
     seconds: float,
     keep_bytes: int,
+    confinement: Confinement | None = None,
 ) -> Outcome:
     """Run a command to its end, or end it (and every process of its session) after `seconds`.
 
     At most `keep_bytes` of each output are kept; the rest is read and dropped, so that a talkative command does not
-    hang. Raises `CommandError` when it cannot be started.
+    hang. Raises `CommandError` when it cannot be started, `confinement` being what it may do.
     """
-    process = await _spawn(argv, environment, directory)
+    process = await _spawn(argv, environment, directory, confinement)
     leader = processes.identity_of(process.pid)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -83,7 +85,9 @@ async def run(
     )
 
 
-async def _spawn(argv: Sequence[str], environment: Mapping[str, str], directory: str) -> asyncio.subprocess.Process:
+async def _spawn(
+    argv: Sequence[str], environment: Mapping[str, str], directory: str, confinement: Confinement | None
+) -> asyncio.subprocess.Process:
     spawning = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
             *argv,
@@ -93,6 +97,7 @@ async def _spawn(argv: Sequence[str], environment: Mapping[str, str], directory:
             env=dict(environment),
             cwd=directory,
             start_new_session=True,
+            preexec_fn=None if confinement is None else confinement.take,
         )
     )
     try:

@@ -65,6 +65,10 @@ class ControlSocket:
         """Have OpenClaw read its secrets file again."""
         await self.request("RELOAD_SECRETS")
 
+    async def forget_randomness(self) -> None:
+        """Have OpenClaw throw away the random numbers that it drew in advance, which a copy of it would draw too."""
+        await self.request("FORGET_RANDOMNESS")
+
     async def suppressed_channels(self) -> tuple[str, ...]:
         """Channels that OpenClaw holds back because it started uncleanly too often."""
         names = (await self.request("CHANNELS")).get("suppressed", [])

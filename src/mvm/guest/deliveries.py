@@ -60,9 +60,9 @@ class Deliveries:
         return self._outbox.pending
 
     def configure(self, config: GuestConfig) -> None:
-        """Take over a changed configuration; addresses and ports stay."""
+        """Take over a changed configuration; ports stay. With another address the doors are shut until `open`."""
         openclaw = _openclaw(config)
-        self._forwarder.configure(sources=openclaw.delivery_sources, target_port=openclaw.port)
+        self._forwarder.configure(host=config.guest_ip, sources=openclaw.delivery_sources, target_port=openclaw.port)
         self._outbox.configure(outbox_settings(self._paths, config))
 
     async def open(self) -> None:

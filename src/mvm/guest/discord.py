@@ -10,33 +10,83 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mvm.guest.paths import write_atomically
-
 PACKAGE = "@openclaw/discord"
+LINK = "discord"
+RECORD = "installs.json"
 
 log = logging.getLogger(__name__)
 
 
-def record_discord(config: dict[str, Any], state: Path) -> None:
-    """Keep link and record in the state directory of an OpenClaw whose configuration loads the Discord channel."""
+def record_discord(config: dict[str, Any], state: Path, *, owner: tuple[int, int] | None = None) -> None:
+    """Keep link and record in the state directory of an OpenClaw whose configuration loads the Discord channel.
+
+    They become `owner`'s. The directory is OpenClaw's: nothing is followed in it that could lead out of it.
+    """
     package = _package(config)
     if package is None:
         return
-    plugins = state / "plugins"
-    plugins.mkdir(parents=True, exist_ok=True)
-    link = plugins / "discord"
-    if not link.is_symlink() or link.readlink() != package:
-        fresh = plugins / ".discord.new"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(package)
-        fresh.replace(link)
-    record = plugins / "installs.json"
-    if not record.exists() and not record.with_name("installs.json.migrated").exists():
-        content = {"source": "npm", "spec": PACKAGE, "installPath": str(link), "resolvedName": PACKAGE}
-        write_atomically(record, json.dumps({"installRecords": {"discord": content}}).encode())
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _opened(state) as top:
+        with suppress(FileExistsError):
+            os.mkdir("plugins", 0o700, dir_fd=top)
+            _give("plugins", top, owner)
+        with _opened("plugins", top) as plugins:
+            _keep_link(str(package), plugins, owner)
+            _keep_record(str(state / "plugins" / LINK), plugins, owner)
+
+
+@contextmanager
+def _opened(directory: Path | str, above: int | None = None) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _keep_link(package: str, plugins: int, owner: tuple[int, int] | None) -> None:
+    with suppress(OSError):
+        if os.readlink(LINK, dir_fd=plugins) == package:
+            return
+    fresh = f".{LINK}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(fresh, dir_fd=plugins)
+    os.symlink(package, fresh, dir_fd=plugins)
+    _give(fresh, plugins, owner)
+    os.rename(fresh, LINK, src_dir_fd=plugins, dst_dir_fd=plugins)
+
+
+def _keep_record(link: str, plugins: int, owner: tuple[int, int] | None) -> None:
+    if _exists(RECORD, plugins) or _exists(f"{RECORD}.migrated", plugins):
+        return
+    record = {"source": "npm", "spec": PACKAGE, "installPath": link, "resolvedName": PACKAGE}
+    fresh = f".{RECORD}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(fresh, dir_fd=plugins)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=plugins)
+    with open(descriptor, "w") as file:
+        json.dump({"installRecords": {"discord": record}}, file)
+    _give(fresh, plugins, owner)
+    os.rename(fresh, RECORD, src_dir_fd=plugins, dst_dir_fd=plugins)
+
+
+def _give(name: str, directory: int, owner: tuple[int, int] | None) -> None:
+    if owner is not None:
+        os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
+
+
+def _exists(name: str, directory: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _package(config: dict[str, Any]) -> Path | None:

@@ -1,8 +1,12 @@
-"""`Exec`: a command of the operator's, where the pool allows it."""
+"""`Exec`: a command of the operator's, where the pool allows it.
+
+In a machine of its own it runs as root: whoever operates a machine looks after it, and may become anybody in it.
+"""
 
 from __future__ import annotations
 
 from mvm.guest import commands
+from mvm.guest.confinement import COMMAND_OF_OPERATOR
 from mvm.guest.paths import GuestPaths, real
 from mvm.wire.messages import MAX_OUTPUT, Exec, ExecResult
 from mvm.wire.rpc import Refusal
@@ -23,6 +27,7 @@ async def run(paths: GuestPaths, request: Exec, *, allowed: bool) -> ExecResult:
             stdin=(request.stdin or "").encode(),
             seconds=request.timeout_secs,
             keep_bytes=MAX_OUTPUT,
+            confinement=COMMAND_OF_OPERATOR if paths.owns_machine else None,
         )
     except commands.CommandError as error:
         raise Refusal(str(error)) from error

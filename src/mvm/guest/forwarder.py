@@ -76,8 +76,14 @@ class DeliveryForwarder:
             self._server = await asyncio.start_server(self._connected, self._host, self._port)
             self._port = int(self._server.sockets[0].getsockname()[1])
 
-    def configure(self, *, sources: Collection[str], target_port: int) -> None:
-        """Take over a changed configuration; connections that are open stay."""
+    def configure(self, *, host: str, sources: Collection[str], target_port: int) -> None:
+        """Take over a changed configuration; connections that are open stay.
+
+        With another address nobody is let in until `start`, on that one then.
+        """
+        if host != self._host:
+            self._host = host
+            self._stop_listening()
         self._sources = frozenset(sources)
         self._target_port = target_port
 

@@ -6,6 +6,7 @@ A copy of another machine's memory wakes up as that machine; taking an identity 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import logging
 import socket
 from pathlib import Path
@@ -16,6 +17,8 @@ from mvm.guest.paths import GuestPaths, write_atomically
 
 log = logging.getLogger(__name__)
 
+NOBODYS_NETWORK = ipaddress.IPv4Network("192.0.2.0/24")
+"""Never routed (RFC 5737): an address from it means that this machine is nobody's, and will be copied."""
 _MACHINE_ID_PURPOSE = b"mvm machine id\0"
 
 
@@ -29,6 +32,11 @@ def take(paths: GuestPaths, config: GuestConfig) -> bool:
     new = _take_name(paths.root, config)
     _take_files(paths.root, config)
     return _take_addresses(config) or new
+
+
+def is_nobodys(config: GuestConfig) -> bool:
+    """True for a machine that is started in order to be copied."""
+    return ipaddress.IPv4Address(config.guest_ip) in NOBODYS_NETWORK
 
 
 def machine_id(instance_id: str) -> str:

@@ -20,14 +20,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from mvm.guest import config as config_files
-from mvm.guest import data_drive, drives, identity, kernel, supervisor, swap, users
+from mvm.guest import data_drive, drives, identity, kernel, machine, supervisor, swap, tokens, users
 from mvm.guest.data_drive import DataDriveError
 from mvm.guest.drives import Drives
 from mvm.guest.kernel import MountFlag
 from mvm.guest.network_device import LOOPBACK, NetworkDevice
 from mvm.guest.paths import GuestPaths
 from mvm.guest.services import DEFAULT_PATH, Programs
-from mvm.guest.tokens import TokenFile
 
 CONSOLE = "/dev/console"
 LEAST_OOM_SCORE = -1000
@@ -167,16 +166,7 @@ def make_directories(paths: GuestPaths) -> None:
     for directory, access in users.directories(paths).items():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         access.give(directory)
-    renew_tokens(paths)
-
-
-def renew_tokens(paths: GuestPaths) -> None:
-    """Make the tokens anew by which services of this machine know each other. Raises `OSError`."""
-    for path, access in (
-        (paths.router_token, users.OPENCLAW_AND_ROUTER_READ),
-        (paths.outbox_token, users.OPENCLAW_READS),
-    ):
-        TokenFile(path).renew(access)
+    tokens.renew_all(paths)
 
 
 def _attempts(console: Console) -> Callable[[str, Callable[[], None]], None]:
@@ -230,4 +220,7 @@ def _bring_up_data(paths: GuestPaths, console: Console) -> str | None:
 
 def _take_identity(paths: GuestPaths) -> None:
     logging.lastResort = None  # what is said before services run is said on the console
-    identity.take(paths, config_files.read(paths.config).config)
+    config = config_files.read(paths.config).config
+    identity.take(paths, config)
+    if identity.is_nobodys(config):
+        machine.set_clock_back()

@@ -12,6 +12,7 @@ from mvm.guest import observe
 from mvm.guest.config import GuestConfig
 from mvm.guest.control import ControlSocket
 from mvm.guest.deliveries import Deliveries
+from mvm.guest.drives import Drives
 from mvm.guest.integrations import Integrations
 from mvm.guest.openclaw_watch import OpenClawWatch
 from mvm.guest.paths import GuestPaths
@@ -61,11 +62,13 @@ class Instance:
         self._integrations = Integrations(paths, programs, self._event)
         self._integrations.configure(config.integrations)
         lock = asyncio.Lock()
+        drives = Drives(paths)
         self._sleep = SleepDesk(
             paths,
             board=self.board,
             control=control,
             integrations=self._integrations,
+            drives=drives,
             deliveries=self._deliveries,
             lock=lock,
         )
@@ -78,6 +81,7 @@ class Instance:
             control=control,
             supervisor=supervisor,
             sleep=self._sleep,
+            drives=drives,
             deliveries=self._deliveries,
             openclaw_ended=self._watch.reset,
             on_event=self._event,

@@ -15,10 +15,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mvm.guest import commands
+from mvm.guest import commands, users
 from mvm.guest.config import Integration
 from mvm.guest.paths import GuestPaths, real, write_atomically
-from mvm.guest.services import Programs
+from mvm.guest.services import OPENCLAW, Programs
 from mvm.wire.messages import CheckpointResult, IntegrationFailure, IntegrationPhase, IntegrationState
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Integrations:
 
     async def _checkpoint(self, integration: Integration, seconds: float) -> None:
         name = integration.name
-        self._state_directory(name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_directories(name)
         state = b""
         if integration.checkpoint_cmd:
             state = await self._run(integration, integration.checkpoint_cmd, b"", seconds)
@@ -132,7 +132,7 @@ class Integrations:
                 state = self._checkpoint_file(name).read_bytes()
             except FileNotFoundError:
                 state = b""
-            self._state_directory(name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_directories(name)
             await self._run(integration, integration.restore_cmd, state, seconds)
         self._paused(name).unlink(missing_ok=True)
 
@@ -145,6 +145,7 @@ class Integrations:
                 argv,
                 environment={
                     **commands.own_environment(),
+                    "HOME": real(self._paths.home),
                     "MVM_INTEGRATION": integration.name,
                     "MVM_INTEGRATION_STATE": directory,
                 },
@@ -152,6 +153,7 @@ class Integrations:
                 stdin=stdin,
                 seconds=seconds,
                 keep_bytes=MAX_CHECKPOINT_BYTES,
+                confinement=OPENCLAW.confinement if self._paths.owns_machine else None,
             )
         except commands.CommandError as error:
             raise IntegrationError(str(error)) from error
@@ -175,6 +177,14 @@ class Integrations:
             at = None
         size = size_of(self._state_directory(name)) + size_of(checkpoint)
         return IntegrationState(name=name, status=phase, last_checkpoint_at=at, state_size_bytes=size)
+
+    def _make_directories(self, name: str) -> None:
+        """In a machine of its own an integration's commands run as OpenClaw does, whose only `state` is."""
+        state = self._state_directory(name)
+        state.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        state.mkdir(mode=0o700, exist_ok=True)
+        if self._paths.owns_machine:
+            users.Access(mode=0o700, owner=users.OPENCLAW, group=users.OPENCLAW).give(state)
 
     def _state_directory(self, name: str) -> Path:
         return self._paths.integration(name) / "state"

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvm.guest.paths import open_plainly
+
 FILE_LIMIT = 4 * 1024 * 1024
 """Bytes of one log file; there are at most two of them."""
 BYTES_PER_SECOND = 1024 * 1024
@@ -133,12 +135,8 @@ def tail(path: Path, *, lines: int, limit: int) -> Tail:
     return Tail(b"".join(kept[-lines:]).decode(errors="replace"), more)
 
 
-def _open_plainly(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
 def _last_bytes(path: Path, count: int) -> tuple[bytes, bool]:
-    with suppress(OSError), open(path, "rb", opener=_open_plainly) as file:
+    with suppress(OSError), open(path, "rb", opener=open_plainly) as file:
         size = file.seek(0, os.SEEK_END)
         start = max(0, size - count)
         file.seek(start)

@@ -193,6 +193,11 @@ def real(path: Path) -> str:
     return os.path.realpath(path)
 
 
+def open_plainly(path: str, flags: int) -> int:
+    """Opener for what a service may have put in place of a file: follows no link and waits for nobody."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, int] | None = None) -> None:
     """Replace a file so that every reader sees the old or the new one whole; its mode is `mode` from the first byte.
 

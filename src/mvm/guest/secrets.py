@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mvm.guest.paths import WORKERS_SCOPE, GuestPaths, write_atomically
+from mvm.guest import users
+from mvm.guest.paths import WORKERS_SCOPE, GuestPaths, open_plainly, write_atomically
 from mvm.guest.services import render_environment_file
 
 AUTH_TOKEN = "OPENCLAW_AUTH_TOKEN"  # noqa: S105 - a name, not a token
@@ -76,7 +77,8 @@ def _reason(error: OSError | ValueError) -> str:
 def installed(paths: GuestPaths) -> dict[str, str] | None:
     """The secrets that were installed last; None when none were, or what is there is no use."""
     try:
-        value = json.loads(paths.secrets_file.read_bytes())
+        with open(paths.secrets_file, "rb", opener=open_plainly) as file:
+            value = json.loads(file.read(MAX_SECRETS * MAX_VALUE_BYTES))
     except (OSError, ValueError):
         return None
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
@@ -109,5 +111,5 @@ def install(paths: GuestPaths, values: dict[str, str]) -> tuple[str, ...]:
     variables, unfit = environment_of(values)
     write_atomically(paths.environment_file, render_environment_file(variables).encode())
     # Last: as long as this one is old, the next look sees that something has changed.
-    write_atomically(paths.secrets_file, json.dumps(values, sort_keys=True).encode())
+    users.write(paths, paths.secrets_file, json.dumps(values, sort_keys=True).encode(), users.OPENCLAW_OWNS)
     return unfit

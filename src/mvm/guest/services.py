@@ -15,6 +15,8 @@ from mvm.guest.paths import GuestPaths, real
 from mvm.guest.processes import ROOT_MARKER, SERVICE_MARKER
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+HOME_OF_OTHERS = "/root"
+"""Home of services that are not OpenClaw's, in a machine of its own."""
 PASSED_ON = (
     "LANG",
     "LC_ALL",
@@ -207,6 +209,9 @@ def launch(service: Service, paths: GuestPaths, programs: Programs, environment:
         variables.update(openclaw_environment(paths))
         argv = (programs.node, str(Path(programs.openclaw) / "openclaw.mjs"), *service.arguments)
         directory = real(paths.home)
+    if paths.owns_machine and service.confinement.user is not users.OPENCLAW:
+        # What lies in OpenClaw's home may tell a program what to do.
+        variables["HOME"] = HOME_OF_OTHERS
     if service.environment_file:
         # A secret may have any name; what the service needs to run goes before.
         variables = parse_environment_file(paths.environment_file.read_text()) | variables

@@ -14,6 +14,7 @@ from datetime import datetime
 from mvm.guest import machine
 from mvm.guest.control import ControlAbsent, ControlError, ControlSocket
 from mvm.guest.deliveries import Deliveries
+from mvm.guest.drives import Drives
 from mvm.guest.integrations import Integrations
 from mvm.guest.paths import GuestPaths
 from mvm.guest.status import StatusBoard
@@ -39,6 +40,7 @@ class SleepDesk:
         board: StatusBoard,
         control: ControlSocket,
         integrations: Integrations,
+        drives: Drives,
         deliveries: Deliveries | None,
         lock: asyncio.Lock,
         abandoned_after: float = ABANDONED_SECONDS,
@@ -48,6 +50,7 @@ class SleepDesk:
         self._board = board
         self._control = control
         self._integrations = integrations
+        self._drives = drives
         self._deliveries = deliveries
         self._lock = lock
         self._abandoned_after = abandoned_after
@@ -106,6 +109,12 @@ class SleepDesk:
         self._stop_timer()
         self.prepared = False
         failed: dict[str, str] = {}
+        if self._drives.wiped:
+            try:
+                self._drives.take_in()
+            except OSError as error:
+                failed["drives"] = str(error)
+                log.error("the secrets cannot be brought back: %s", error)
         if self._board.runs_openclaw and not self.restarting:
             try:
                 await self._control.restore()
@@ -151,6 +160,7 @@ class SleepDesk:
             alarm = await self._control.checkpoint(remaining())
         if deliveries is not None and deliveries.pending:
             raise SleepRefused(f"{deliveries.pending} messages wait to be delivered")
+        self._drives.wipe()
         await machine.settle(self._paths)
         return alarm or self._board.current().next_alarm_at
 

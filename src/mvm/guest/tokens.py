@@ -8,7 +8,8 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from mvm.guest.paths import write_atomically
+from mvm.guest import users
+from mvm.guest.paths import GuestPaths, write_atomically
 from mvm.guest.users import Access
 
 MAX_TOKEN_BYTES = 4096
@@ -58,6 +59,15 @@ class TokenFile:
     def renew(self, access: Access) -> None:
         """Replace the token by another; whoever has `access` reads it, and nobody else. Raises `OSError`."""
         write_atomically(self._path, _token(), mode=access.mode, owner=access.numbers)
+
+
+def renew_all(paths: GuestPaths) -> None:
+    """Make the tokens anew by which services of this machine know each other. Raises `OSError`."""
+    for path, access in (
+        (paths.router_token, users.OPENCLAW_AND_ROUTER_READ),
+        (paths.outbox_token, users.OPENCLAW_READS),
+    ):
+        TokenFile(path).renew(access)
 
 
 def _token() -> bytes:

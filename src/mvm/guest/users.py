@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvm.guest.paths import WORKERS_SCOPE, GuestPaths
+from mvm.guest.paths import WORKERS_SCOPE, GuestPaths, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,14 @@ class Access:
             path.chmod(self.mode)
 
 
+def write(paths: GuestPaths, path: Path, content: bytes, access: Access) -> None:
+    """Replace a file whole; under the process runtime it is for nobody but who runs the guest. Raises `OSError`."""
+    if paths.owns_machine:
+        write_atomically(path, content, mode=access.mode, owner=access.numbers)
+    else:
+        write_atomically(path, content)
+
+
 _STICKY = 0o1000
 OPENCLAW_OWNS = Access(mode=0o600, owner=OPENCLAW, group=OPENCLAW)
 OPENCLAW_READS = Access(mode=0o640, group=OPENCLAW)
@@ -69,7 +77,8 @@ def directories(paths: GuestPaths) -> dict[Path, Access]:
         paths.mvm_data: Access(mode=0o700, owner=ROUTER, group=ROUTER),
         # OpenClaw keeps a log of its own beside those that the supervisor writes.
         paths.logs: Access(mode=0o770 | _STICKY, group=OPENCLAW),
-        paths.integrations: Access(mode=0o700, owner=OPENCLAW, group=OPENCLAW),
+        # Each integration's `state` is OpenClaw's, what the agent writes beside it is not.
+        paths.integrations: Access(mode=0o711),
     }
 
 

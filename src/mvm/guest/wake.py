@@ -13,14 +13,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvm.guest import machine, secrets
+from mvm.guest import identity, machine, secrets, tokens, users
 from mvm.guest.config import ConfigError, GuestConfig
 from mvm.guest.control import ControlAbsent, ControlError, ControlSocket
 from mvm.guest.deliveries import Deliveries
 from mvm.guest.discord import record_discord
+from mvm.guest.drives import Drives
 from mvm.guest.integrations import describe
-from mvm.guest.paths import GuestPaths, real, write_atomically
-from mvm.guest.services import OPENCLAW
+from mvm.guest.paths import GuestPaths, real
+from mvm.guest.services import OPENCLAW, ROUTER
 from mvm.guest.sleep import SleepDesk
 from mvm.guest.status import StatusBoard
 from mvm.guest.supervisor_socket import OperationRefused, SupervisorClient, SupervisorUnreachable
@@ -56,6 +57,7 @@ class WakeDesk:
         control: ControlSocket,
         supervisor: SupervisorClient,
         sleep: SleepDesk,
+        drives: Drives,
         deliveries: Deliveries | None,
         openclaw_ended: Callable[[], Awaitable[None]],
         on_event: Callable[[str, str], None],
@@ -71,6 +73,7 @@ class WakeDesk:
         self._control = control
         self._supervisor = supervisor
         self._sleep = sleep
+        self._drives = drives
         self._deliveries = deliveries
         self._openclaw_ended = openclaw_ended
         self._on_event = on_event
@@ -160,8 +163,11 @@ class WakeDesk:
         return float(self._config().runtime_policy.drain_timeout_seconds)
 
     async def _apply(self, *, drain: bool) -> bool:
-        """Take in the drives; True when OpenClaw is restarted because of them."""
+        """Take in the drives, and be who they say; True when OpenClaw is restarted because of them."""
+        self._drives.take_in()
         self._reread_config()
+        if identity.take(self._paths, self._config()):
+            await self._be_somebody_else()
         news = self._take_in_secrets()
         self._install_openclaw_config()
         if self._deliveries is not None:
@@ -176,6 +182,17 @@ class WakeDesk:
         if news.reload:
             return await self._reload(drain=drain)
         return False
+
+    async def _be_somebody_else(self) -> None:
+        """This machine was another until now, of which there may be more copies: nothing of its own may stay."""
+        tokens.renew_all(self._paths)
+        if self._board.runs_openclaw:
+            try:
+                await self._control.forget_randomness()
+            except ControlError as error:
+                log.warning("OpenClaw keeps the random numbers that it has drawn: %s", error)
+        if self._config().role in ROUTER.roles:
+            await self._supervisor.restart(ROUTER.name, grace=ROUTER.stop_seconds)
 
     async def _reload(self, *, drain: bool) -> bool:
         """Have OpenClaw re-read its secrets, before anybody is let in again; True when it is restarted instead."""
@@ -221,9 +238,10 @@ class WakeDesk:
             same = self._paths.openclaw_config.read_bytes() == content
         except FileNotFoundError:
             same = False
-        record_discord(json.loads(content), Path(real(self._paths.openclaw_state)))
+        owner = users.OPENCLAW_OWNS.numbers if self._paths.owns_machine else None
+        record_discord(json.loads(content), Path(real(self._paths.openclaw_state)), owner=owner)
         if not same:
-            write_atomically(self._paths.openclaw_config, content)
+            users.write(self._paths, self._paths.openclaw_config, content, users.OPENCLAW_READS)
 
     def _compare_versions(self, secrets_epoch: int, config_version: int) -> None:
         config = self._config()

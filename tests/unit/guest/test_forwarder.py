@@ -94,7 +94,7 @@ async def test_nobody_else_gets_through(forwarder: DeliveryForwarder, service: S
 
 
 async def test_a_changed_list_of_callers_counts_at_once(forwarder: DeliveryForwarder, service: Service) -> None:
-    forwarder.configure(sources=["127.0.0.5"], target_port=service.port)
+    forwarder.configure(host="127.0.0.1", sources=["127.0.0.5"], target_port=service.port)
     caller = await Caller.connect(forwarder.port, source="127.0.0.5")
     assert await caller.ask(b"x\n") == b"X\n"
     await caller.close()

@@ -14,6 +14,7 @@ from mvm.guest import machine
 from mvm.guest.config import Integration
 from mvm.guest.control import ControlAbsent, ControlError, ControlSocket, OpenClawStatus
 from mvm.guest.deliveries import Deliveries
+from mvm.guest.drives import Drives
 from mvm.guest.integrations import Integrations
 from mvm.guest.paths import GuestPaths
 from mvm.guest.services import Programs
@@ -89,6 +90,7 @@ class Guest:
             board=self.board,
             control=cast(ControlSocket, self.control),
             integrations=self.integrations,
+            drives=Drives(self.paths),
             deliveries=cast(Deliveries, self.doors),
             lock=asyncio.Lock(),
             abandoned_after=abandoned_after,

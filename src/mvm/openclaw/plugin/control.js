@@ -16,10 +16,15 @@ export class ControlSocket {
   #activity;
   #log;
   #server = null;
+  #limits;
   #sockets = new Set();
 
-  /** `commands` maps a name to `async (argument) => object`; STATUS and SUBSCRIBE are answered from `status()`. */
-  constructor({ path, commands, activity, status, log }) {
+  /**
+   * `commands` maps a name to `async (argument) => object`, `limits` some of them to the milliseconds they may take;
+   * STATUS and SUBSCRIBE are answered from `status()`.
+   */
+  constructor({ path, commands, limits = {}, activity, status, log }) {
+    this.#limits = limits;
     this.#path = path;
     this.#activity = activity;
     this.#log = log;
@@ -75,7 +80,7 @@ export class ControlSocket {
     if (!command) return void write(socket, { ok: false, detail: `unknown request ${JSON.stringify(name.slice(0, 40))}` });
     let timer;
     const limit = new Promise((resolve) => {
-      timer = setTimeout(() => resolve({ ok: false, detail: "no answer in time" }), REQUEST_TIMEOUT_MS);
+      timer = setTimeout(() => resolve({ ok: false, detail: "no answer in time" }), this.#limits[name] ?? REQUEST_TIMEOUT_MS);
     });
     try {
       write(socket, await Promise.race([command(argument), limit]));

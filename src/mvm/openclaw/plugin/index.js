@@ -12,10 +12,12 @@ import { Alarms } from "./alarms.js";
 import { ControlSocket, drainSeconds } from "./control.js";
 import { GatewayRole } from "./gateway.js";
 import { outboundHandler } from "./outbound.js";
+import { forgetRandomness } from "./randomness.js";
 import { Recovery } from "./recovery.js";
 import { readSecret, Router } from "./router.js";
 import { Sender } from "./sending.js";
 import { OwnGateway, Suspension } from "./suspension.js";
+import { WARM_UP_MS, warmUp } from "./warmup.js";
 import { registerChannel, registerWorkerHooks, watchTurns } from "./worker.js";
 
 const PROCESS_STATE = Symbol.for("mvm.openclaw.plugin");
@@ -84,6 +86,7 @@ function registerControl({ api, config, state }) {
     activity,
     status: () => ({ ok: true, role: config.role, ...activity.snapshot(), detail: null }),
     log,
+    limits: { WARM_UP: WARM_UP_MS },
     commands: {
       CHECKPOINT: async (argument) => {
         const answer = await suspension.take(drainSeconds(argument));
@@ -91,6 +94,11 @@ function registerControl({ api, config, state }) {
         return { ...answer, next_alarm_at: activity.snapshot().next_alarm_at };
       },
       RESTORE: () => suspension.release(),
+      FORGET_RANDOMNESS: async () => {
+        await forgetRandomness();
+        return { ok: true };
+      },
+      ...(config.role === "worker" ? { WARM_UP: () => warmUp({ gateway: own }) } : {}),
       RELOAD_SECRETS: async () => {
         await own.call("secrets.reload");
         return { ok: true };

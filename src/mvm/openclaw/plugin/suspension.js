@@ -35,24 +35,29 @@ export class OwnGateway {
     return suppressed.map(String);
   }
 
-  async #use(work) {
+  /** A connection for longer, which the caller closes; `onEvent(name, payload)` gets its events. */
+  async open(onEvent) {
     let last = new Error("no token for the own Gateway");
     for (const token of new Set([this.#good, ...(await this.#tokens())].filter(Boolean))) {
-      let connection;
       try {
-        connection = await connect({ url: `ws://127.0.0.1:${this.#port()}`, token, timeoutMs: HELLO_TIMEOUT_MS });
+        const url = `ws://127.0.0.1:${this.#port()}`;
+        const connection = await connect({ url, token, timeoutMs: HELLO_TIMEOUT_MS, onEvent });
+        this.#good = token;
+        return connection;
       } catch (error) {
         last = error;
-        continue;
-      }
-      this.#good = token;
-      try {
-        return await work(connection);
-      } finally {
-        connection.close();
       }
     }
     throw last;
+  }
+
+  async #use(work) {
+    const connection = await this.open();
+    try {
+      return await work(connection);
+    } finally {
+      connection.close();
+    }
   }
 }
 
