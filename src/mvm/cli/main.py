@@ -32,6 +32,7 @@ COMMANDS = {
     "events": "What happened, and what happens.",
     "explain": "What a tenant, pool or instance is doing, and why.",
     "usage": "What every tenant and user used: running time, memory, wakes, messages.",
+    "net": "The networks of tenants: prove who reaches whom.",
     "node": "This host: what it is and what it uses.",
     "agent": "The daemon that does the work.",
     "doctor": "Check this machine, and say what to do about what is missing.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mvm.host import api_images, api_insight, api_instances, api_node, api_people, api_reconcile, api_tenants
+from mvm.host import api_images, api_insight, api_instances, api_network, api_node, api_people, api_reconcile, api_tenants
 from mvm.host.api import Request
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ REQUESTS: dict[str, Request[Host]] = {
     **api_tenants.REQUESTS,
     **api_images.REQUESTS,
     **api_instances.REQUESTS,
+    **api_network.REQUESTS,
     **api_people.REQUESTS,
     **api_reconcile.REQUESTS,
     **api_insight.REQUESTS,

@@ -24,7 +24,7 @@ from mvm.model.ids import TenantId
 from mvm.network import devices, doors, taps
 from mvm.network.apply import Rules, nft, owner_of_rules
 from mvm.network.claim import Claim
-from mvm.network.picture import Picture, Resolvers, draw
+from mvm.network.picture import Guest, Picture, Resolvers, draw
 from mvm.network.resolvers import read_resolvers
 from mvm.network.rules import render
 
@@ -130,6 +130,38 @@ class Networks:
             await self.changed()
         except MvmError as error:
             log.warning("the network of a tenant could not be removed", tenant=tenant_id, reason=error.message)
+
+    @property
+    def picture(self) -> Picture:
+        """What is in place now."""
+        return self._picture
+
+    def place_of(self, instance: Instance) -> Guest | None:
+        """The instance's place in its tenant's network; None when it has none (yet)."""
+        return self._picture.guest_at.get(instance.network.guest_ip) if self._has_network(instance) else None
+
+    async def inspect(self) -> list[tuple[str, bool, str]]:
+        """What is checked of the host's part: what, whether it is so, and what was found."""
+        if not self._picture.guests:
+            return []
+        bridges = [bridge.name for bridge in self._picture.bridges]
+        missing = [name for name in bridges if not devices.bridge_is_there(name)]
+        settings = devices.host_settings()
+        wrong = [f"{name} is {value}" for name, value in settings.items() if value != devices.HOST[name]]
+        open_ports = await asyncio.to_thread(devices.ports_not_isolated)
+        drops = await doors.foreign_drops()
+        intact = await self._rules.intact()
+        return [
+            ("mvm's rules", intact, "untouched" if intact else "changed by somebody else"),
+            ("bridges of tenants", not missing, f"no {', '.join(missing)}" if missing else f"{len(bridges)} there"),
+            ("settings of the kernel", not wrong, ", ".join(wrong) or "as needed"),
+            ("ports of machines", not open_ports, f"{', '.join(open_ports)} see others" if open_ports else "isolated"),
+            (
+                "rules of other programs",
+                not drops,
+                f"{', '.join(drops)} drop what is forwarded" if drops else "let pass",
+            ),
+        ]
 
     def _draw(self) -> Picture:
         return draw(

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mvm.model import addresses
 from mvm.model.egress import host_ports, reaches_internet
@@ -99,6 +99,21 @@ def bridges_with_ports() -> tuple[str, ...]:
         present = {index: name for name, index in _present(route).items()}
         masters = {link.get("master") for link in route.get_links()}
     return tuple(sorted(name for index, name in present.items() if index in masters))
+
+
+def ports_not_isolated() -> tuple[str, ...]:
+    """Names of ports of tenants' bridges that see other ports."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        bridges = set(_present(route).values())
+        ports = [link for link in route.get_links() if link.get("master") in bridges]
+        return tuple(sorted(port.get("ifname") for port in ports if not _isolated(port)))
+
+
+def _isolated(link: Any) -> bool:
+    data = link.get(("linkinfo", "slave_data"))
+    return bool(data is not None and data.get("isolated"))
 
 
 def bridge_is_there(name: str) -> bool:

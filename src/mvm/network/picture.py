@@ -91,6 +91,11 @@ class Picture:
         names = {bridge.net_id: bridge.name for bridge in self.bridges}
         return {str(guest.ip): names[guest.net_id] for guest in self.guests}
 
+    @cached_property
+    def guest_at(self) -> Mapping[str, Guest]:
+        """Guests by address."""
+        return {str(guest.ip): guest for guest in self.guests}
+
 
 def draw(
     tenants: Mapping[TenantId, Tenant],

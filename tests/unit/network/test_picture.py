@@ -1,0 +1,210 @@
+"""What the network should be follows from who is there and who consents."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from mvm.host.catalog import Catalog
+from mvm.host.gateways import Gateways
+from mvm.model import addresses
+from mvm.model.egress import Egress, host_ports, reaches_internet
+from mvm.model.entities import Instance, Pool, Tenant, User
+from mvm.model.errors import InvalidInput
+from mvm.model.ids import InstanceId, PoolId, TenantId, TenantNetId, UserId
+from mvm.model.roles import Role
+from mvm.network.devices import overlapping_routes
+from mvm.network.picture import Grant, Picture, Resolvers, draw
+from mvm.network.resolvers import nameservers, read_resolvers
+from mvm.network.rules import render
+from mvm.network.services import url_for_guest
+from mvm.store.sqlite import SqliteStore
+
+NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+ALICE, BOB = TenantId("alice"), TenantId("bob")
+GATEWAYS, PEOPLE = PoolId("gateways"), PoolId("people")
+
+
+class Town:
+    """A catalog that is filled by hand."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+
+    async def tenant(self, tenant_id: TenantId, net_id: int, **settings: object) -> None:
+        network = addresses.tenant_network(TenantNetId(net_id))
+        tenant = Tenant(tenant_id=tenant_id, network=network, created_at=NOW)
+        await self.catalog.save_tenant(tenant.model_copy(update=settings))
+        for pool, role in ((GATEWAYS, Role.GATEWAY), (PEOPLE, Role.CAPABILITY_OPENCLAW)):
+            await self.catalog.save_pool(Pool(tenant_id=tenant_id, pool_id=pool, role=role, created_at=NOW))
+
+    async def instance(self, tenant_id: TenantId, pool_id: PoolId, *, user: str | None = None) -> Instance:
+        number = len(self.catalog.instances) + 1
+        tenant, pool = self.catalog.tenant(tenant_id), self.catalog.pool(tenant_id, pool_id)
+        octets = {i.network.host_octet for i in self.catalog.instances_of(tenant_id)}
+        instance = Instance(
+            tenant_id=tenant_id,
+            pool_id=pool_id,
+            instance_id=InstanceId(f"i-{number:08x}"),
+            role=pool.role,
+            network=addresses.allocate_instance(tenant.network, used_octets=octets),
+            created_at=NOW,
+            user=None if user is None else UserId(user),
+        )
+        if user is not None:
+            await self.catalog.save_user(
+                User(
+                    tenant_id=tenant_id,
+                    user_id=UserId(user),
+                    pool_id=pool_id,
+                    instance_id=instance.instance_id,
+                    created_at=NOW,
+                )
+            )
+        return await self.catalog.save_instance(instance)
+
+    def picture(self) -> Picture:
+        gateways = Gateways(self.catalog)
+        return draw(
+            self.catalog.tenants,
+            self.catalog.pools,
+            self.catalog.instances.values(),
+            serving=lambda tenant: s.tenant_id if (s := gateways.serving_tenant(tenant)) else None,
+            granted=gateways.granted,
+            resolvers=Resolvers(),
+        )
+
+
+@pytest.fixture
+async def town(tmp_path: Path) -> Town:
+    return Town(await Catalog.open(await SqliteStore.open(tmp_path / "state.db")))
+
+
+def grant(gateway: Instance, worker: Instance) -> Grant:
+    return Grant(IPv4Address(gateway.network.guest_ip), IPv4Address(worker.network.guest_ip))
+
+
+async def test_a_gateway_is_granted_the_workers_of_its_tenant_and_no_others(town: Town) -> None:
+    await town.tenant(ALICE, 1)
+    await town.tenant(BOB, 2)
+    gateway, worker = await town.instance(ALICE, GATEWAYS), await town.instance(ALICE, PEOPLE)
+    await town.instance(BOB, PEOPLE, user="bob")
+    assert town.picture().grants == (grant(gateway, worker),)
+
+
+async def test_a_gateway_that_serves_another_tenant_is_granted_the_workers_of_its_people(town: Town) -> None:
+    await town.tenant(ALICE, 1, accepts=(BOB,))
+    await town.tenant(BOB, 2, gateway_tenant=ALICE)
+    gateway = await town.instance(ALICE, GATEWAYS)
+    bound, _unbound = await town.instance(BOB, PEOPLE, user="bob"), await town.instance(BOB, PEOPLE)
+    assert town.picture().grants == (grant(gateway, bound),)
+
+
+async def test_without_the_consent_of_both_there_is_no_grant(town: Town) -> None:
+    await town.tenant(ALICE, 1)
+    await town.tenant(BOB, 2, gateway_tenant=ALICE)
+    await town.instance(ALICE, GATEWAYS)
+    await town.instance(BOB, PEOPLE, user="bob")
+    assert town.picture().grants == ()
+
+
+async def test_a_tenant_without_instances_has_no_bridge(town: Town) -> None:
+    await town.tenant(ALICE, 1)
+    await town.tenant(BOB, 2)
+    await town.instance(BOB, PEOPLE)
+    assert [bridge.name for bridge in town.picture().bridges] == ["br-tenant-2"]
+
+
+async def test_equal_pictures_have_equal_rules(town: Town) -> None:
+    await town.tenant(ALICE, 1)
+    for pool in (GATEWAYS, PEOPLE, PEOPLE):
+        await town.instance(ALICE, pool)
+    assert render(town.picture(), owner="x") == render(town.picture(), owner="x")
+
+
+def test_an_owner_cannot_write_rules() -> None:
+    assert '"; }' not in render(Picture(), owner='x"; } table inet evil { comment "')
+
+
+@pytest.mark.parametrize(
+    ("egress", "ports", "internet"),
+    [
+        ("internet", (), True),
+        ("none", (), False),
+        (("host:80", "host:9", "10.0.0.0/8:443"), (9, 80), False),
+        (("internet", "host:80"), (80,), True),
+    ],
+)
+def test_what_an_egress_lets_pass(egress: Egress, ports: tuple[int, ...], internet: bool) -> None:
+    assert (host_ports(egress), reaches_internet(egress)) == (ports, internet)
+
+
+@pytest.mark.parametrize(
+    ("files", "addresses_", "through_host"),
+    [
+        (["nameserver 192.0.2.1\nnameserver fe80::1\nnameserver 192.0.2.2"], ["192.0.2.1", "192.0.2.2"], None),
+        (["nameserver 127.0.0.53", "nameserver 192.0.2.9"], ["192.0.2.9"], None),
+        (["nameserver 127.0.0.53 # stub", None], [], "127.0.0.53"),
+        (["nameserver 169.254.169.254"], [], "169.254.169.254"),
+        (["nameserver 127.0.0.1\nnameserver 192.0.2.3"], ["192.0.2.3"], None),
+        (["", None], [], None),
+        (["".join(f"nameserver 192.0.2.{n}\n" for n in range(9))], ["192.0.2.0", "192.0.2.1", "192.0.2.2"], None),
+    ],
+)
+def test_guests_are_told_of_resolvers_that_they_can_ask(
+    tmp_path: Path, files: list[str | None], addresses_: list[str], through_host: str | None
+) -> None:
+    places = [tmp_path / str(number) for number in range(len(files))]
+    for place, text in zip(places, files, strict=True):
+        if text is not None:
+            place.write_text(text)
+    found = read_resolvers(*places)
+    assert (list(map(str, found.addresses)), found.through_host and str(found.through_host)) == (
+        addresses_,
+        through_host,
+    )
+
+
+def test_a_resolver_behind_the_host_is_asked_at_the_bridge() -> None:
+    assert Resolvers(through_host=IPv4Address("127.0.0.53")).for_guest("10.240.1.1") == ("10.240.1.1",)
+    assert Resolvers(addresses=(IPv4Address("192.0.2.1"),)).for_guest("10.240.1.1") == ("192.0.2.1",)
+    assert Resolvers().for_guest("10.240.1.1") == ()
+
+
+def test_whatever_else_is_in_a_resolv_conf_is_passed_over() -> None:
+    assert nameservers("search example\nnameserver\nnameserver x\nnameserver 0.0.0.0\noptions ndots:1") == []
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("http://127.0.0.1:8080/v1", "http://10.240.1.1:8080/v1"),
+        ("http://localhost:8080", "http://10.240.1.1:8080"),
+        ("https://api.example:443/v1?x=1", "https://api.example:443/v1?x=1"),
+        ("http://192.0.2.1:8080", "http://192.0.2.1:8080"),
+    ],
+)
+def test_a_service_of_the_host_has_the_address_of_the_bridge(url: str, wanted: str) -> None:
+    assert url_for_guest(url, ("host:8080",), "10.240.1.1") == wanted
+
+
+def test_a_service_of_the_host_that_is_not_listed_is_named() -> None:
+    with pytest.raises(InvalidInput) as error:
+        url_for_guest("http://localhost:8080", "internet", "10.240.1.1")
+    assert "host:8080" in (error.value.hint or "")
+
+
+def test_routes_of_the_host_into_the_range_of_tenants_are_found(tmp_path: Path) -> None:
+    head = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+    rows = [
+        "eth0\t00000000\t0100000A\t3\t0\t0\t0\t00000000\t0\t0\t0",
+        "eth0\t0000000A\t00000000\t1\t0\t0\t0\t000000FF\t0\t0\t0",
+        "br-tenant-1\t0001F00A\t00000000\t1\t0\t0\t0\t00FFFFFF\t0\t0\t0",
+        "tun0\t0000F50A\t00000000\t1\t0\t0\t0\t0000FFFF\t0\t0\t0",
+    ]
+    table = tmp_path / "route"
+    table.write_text(head + "\n".join(rows) + "\n")
+    assert overlapping_routes(table) == ("10.0.0.0/8 on eth0", "10.245.0.0/16 on tun0")
