@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mvm.cli import options, session
-from mvm.cli.output import AsJson, Format, Output, columns, emit, facts, mib, sections
+from mvm.cli.output import AsJson, Format, Output, columns, emit, facts, mib, sections, size
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="Pools of instances.")
 
@@ -94,6 +94,43 @@ def destroy(
     emit(answer, lambda: f"pool {pool} destroyed", output, as_json)
 
 
+@app.command("build")
+def build(
+    pool: options.Pool,
+    force: Annotated[bool, typer.Option("--force", help="Build it even when nothing has changed.")] = False,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
+    """Build the image of a pool from what there is now; what boots from then on runs it."""
+    tenant_id, pool_id = options.pool(pool)
+    answer = session.call("PoolBuild", {"tenant_id": tenant_id, "pool_id": pool_id, "force": force})
+    emit(answer, lambda: _describe_build(answer), output, as_json)
+
+
+@app.command("rollback")
+def rollback(pool: options.Pool, output: Output = Format.TABLE, as_json: AsJson = False) -> None:
+    """Go back to the image that a pool had before; what runs is not touched."""
+    tenant_id, pool_id = options.pool(pool)
+    answer = session.call("PoolRollback", {"tenant_id": tenant_id, "pool_id": pool_id})
+    emit(
+        answer,
+        lambda: f"pool {pool} is back on image {answer['pool']['revision'][:12]} (it had {answer['from'][:12]})",
+        output,
+        as_json,
+    )
+
+
+@app.command("gc")
+def collect_garbage(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
+    """Remove images that no pool has or can go back to and no instance runs or sleeps on."""
+    answer = session.call("PoolGc", {"dry_run": dry_run})
+    emit(answer, lambda: _describe_garbage(answer), output, as_json)
+
+
 def pools_table(pools: list[dict[str, Any]], *, empty: str = "") -> str:
     """Pools as a table."""
     rows = [
@@ -129,9 +166,37 @@ def _describe(answer: dict[str, Any]) -> str:
                 ("egress", pool["egress"]),
                 ("pinned", pool["pinned"] or None),
                 ("critical", pool["critical"] or None),
-                ("image", pool["flake"]),
+                ("image", pool["revision"][:12] or None),
+                ("image before", ", ".join(revision[:12] for revision in pool["previous_revisions"]) or None),
+                ("flake", pool["flake"]),
                 ("created", pool["created_at"]),
             ]
         ),
         instances_table(answer.get("instances", [])),
+    )
+
+
+def _describe_build(answer: dict[str, Any]) -> str:
+    pool, manifest = answer["pool"], answer["manifest"]
+    return facts(
+        [
+            ("pool", f"{pool['tenant_id']}/{pool['pool_id']}"),
+            ("image", f"{pool['revision'][:12]}" + ("" if answer["built"] else ", nothing has changed")),
+            ("builder", manifest["builder"]),
+            ("size", size(sum(file["size"] for file in manifest["files"].values()))),
+            ("kernel", manifest["kernel_release"]),
+            ("node", manifest["node"]),
+            ("openclaw", manifest["openclaw"]),
+        ]
+    )
+
+
+def _describe_garbage(answer: dict[str, Any]) -> str:
+    rows = [(revision["revision"][:12], size(revision["bytes"])) for revision in answer["revisions"]]
+    rows += [(other["path"], size(other["bytes"])) for other in answer["others"]]
+    if not rows:
+        return "nothing to remove"
+    done = "freed" if answer["removed"] else "would be freed"
+    return sections(
+        columns(("removed" if answer["removed"] else "unused", "size"), rows), f"{size(answer['bytes'])} {done}"
     )

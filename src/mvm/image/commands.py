@@ -33,7 +33,7 @@ def run(
 ) -> str:
     """Run a program to its end and return what it printed.
 
-    `watch` is called a few times a second with the last line that it wrote to stderr; what it raises ends the program
+    `watch` is called a few times a second with what it has written to stderr so far; what it raises ends the program
     and is raised on. Raises `MvmError` with the last lines and the command, so that it can be tried by hand.
     """
     arguments = [str(part) for part in command]
@@ -48,7 +48,7 @@ def run(
             start_new_session=True,
         )
         try:
-            _wait(process, lambda: watch(_last_line(errors.fileno())) if watch else None, what, limit)
+            _wait(process, lambda: watch(_written(errors.fileno())) if watch else None, what, limit)
         except BaseException:
             _end(process)
             raise
@@ -93,8 +93,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _last_line(descriptor: int) -> str:
-    """The last whole line written so far, read without moving the writer's place in the file."""
-    size = os.fstat(descriptor).st_size
-    tail = os.pread(descriptor, 2048, max(0, size - 2048)).decode(errors="replace").splitlines()
-    return tail[-1].strip() if tail else ""
+def _written(descriptor: int) -> str:
+    """What has been written so far, read without moving the writer's place in the file."""
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from mvm.image.base import FILES, ImageFile, Manifest
 from mvm.model.entities import (
     Instance,
     InstanceNetwork,
@@ -33,6 +34,24 @@ def tenant() -> dict[str, Any]:
 def pool() -> dict[str, Any]:
     return Pool(
         tenant_id=ALICE, pool_id=PoolId("workers"), role=Role.CAPABILITY_OPENCLAW, mem_mib=2048, created_at=WHEN
+    ).model_dump(mode="json")
+
+
+def manifest(digest: str) -> dict[str, Any]:
+    """What an image says of itself."""
+    return Manifest(
+        digest=digest,
+        builder="debian",
+        profile="minimal",
+        architecture="x86_64",
+        kernel_release="6.1.0-1-cloud-amd64",
+        kernel_arguments=(),
+        modules=("erofs",),
+        node="24.16.0",
+        openclaw="2026.9.6",
+        zipapp="0" * 64,
+        packages={"python3": "3.11.2-1"},
+        files={name: ImageFile(sha256="0" * 64, size=2**20) for name in FILES},
     ).model_dump(mode="json")
 
 

@@ -23,6 +23,7 @@ WAKE = {"tenant_id": "alice", "pool_id": "workers", "instance_id": "i-0a1b2c3d"}
 POOL = {"tenant_id": "alice", "pool_id": "workers"}
 T = {"tenant_id": "alice"}
 KEY = "anthropic/ANTHROPIC_API_KEY"
+REVISION = "0123456789abcdef0123456789abcdef"
 I = {"address": WORKER}  # noqa: E741 - an instance
 
 
@@ -42,6 +43,14 @@ def answers() -> dict[str, Any]:
         "PoolList": {"pools": [pool]},
         "PoolInfo": {"pool": pool, "instances": [instance]},
         "PoolScale": {"pool": pool},
+        "PoolBuild": {"pool": {**pool, "revision": REVISION}, "built": False, "manifest": samples.manifest(REVISION)},
+        "PoolRollback": {"pool": {**pool, "revision": REVISION}, "from": "0" * 32},
+        "PoolGc": {
+            "removed": False,
+            "bytes": 3 * 2**20,
+            "revisions": [{"revision": REVISION, "bytes": 2**20, "profile": "minimal", "openclaw": "1"}],
+            "others": [{"path": "/state/bases/b", "bytes": 2 * 2**20}],
+        },
         "PoolDestroy": {},
         "InstanceCreate": {"instance": instance},
         "InstanceList": {"instances": [instance]},
@@ -100,6 +109,10 @@ COMMANDS: list[tuple[str, str, dict[str, Any], str]] = [
     ("pool list alice", "PoolList", T, "capability-openclaw"),
     ("pool info alice/workers", "PoolInfo", POOL, WORKER),
     ("pool scale alice/workers --running 2", "PoolScale", {**POOL, "running": 2}, "scaled"),
+    ("pool build alice/workers", "PoolBuild", {**POOL, "force": False}, "0123456789ab, nothing has changed"),
+    ("pool build alice/workers --force", "PoolBuild", {**POOL, "force": True}, "6.1.0-1-cloud-amd64"),
+    ("pool rollback alice/workers", "PoolRollback", POOL, "back on image 0123456789ab (it had 000000000000)"),
+    ("pool gc --dry-run", "PoolGc", {"dry_run": True}, "3 MiB would be freed"),
     ("pool destroy alice/workers --force", "PoolDestroy", POOL, "destroyed"),
     ("instance create alice/workers --user alice", "InstanceCreate", {**POOL, "user": "alice"}, f"{WORKER} created"),
     ("instance list alice/workers", "InstanceList", {**POOL, "limit": 500}, "10.240.1.4"),

@@ -107,7 +107,7 @@ class Apt:
             sizes = {package: self._archives / package.file_name for package in missing}
             total = sum(package.size for package in missing) // 2**20 + 1
 
-            def watch(_line: str) -> None:
+            def watch(_written: str) -> None:
                 done = sum(path.stat().st_size for path in sizes.values() if path.exists()) // 2**20
                 on_progress(Progress(text="Debian packages (MiB)", done=min(done, total), total=total))
 
@@ -140,7 +140,7 @@ class Apt:
             command,
             what="apt-get update",
             hint=_HINT,
-            watch=lambda _line: on_progress(Progress(text="fetching Debian's lists of packages")),
+            watch=lambda _written: on_progress(Progress(text="fetching Debian's lists of packages")),
         )
 
     def _knows_debian(self) -> bool:

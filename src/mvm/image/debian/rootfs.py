@@ -7,6 +7,7 @@ seconds. An image is put together by hard links and packed as erofs.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -65,6 +66,7 @@ _HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 _SHADOW = "{name}:*:10957:0:99999:7:::\n"
 _GROUP_SHADOW = "{name}:*::\n"
 """No password, last changed at `TIME`, so that the same packages always give the same bytes."""
+_STEP = re.compile(r"^(?:Unpacking|Setting up) ", re.MULTILINE)
 _IDENTITY = uuid.UUID("8f7ab5c2-6f0e-5c53-9f0f-6d766d726f6f")
 """Name space of the file systems' identities."""
 
@@ -84,7 +86,7 @@ def make_base(target: Path, packages: dict[Package, Path], codename: str, on_pro
             [*command, *options],
             what="mmdebstrap",
             hint="the command can be run by hand; `mvm doctor` checks what it needs",
-            watch=lambda line: on_progress(Progress(text=f"installing Debian packages: {line[:60]}")),
+            watch=lambda written: on_progress(_installed(written, len(packages))),
         )
     finally:
         shutil.rmtree(repository)
@@ -96,7 +98,7 @@ def make_base(target: Path, packages: dict[Package, Path], codename: str, on_pro
         ["chroot", str(target), "/usr/bin/python3", *compiling, "/usr/lib/python3", *_standard_library(target)],
         what="compiling Python's library",
         hint="can programs for this architecture run here?",
-        watch=lambda _line: on_progress(Progress(text="compiling Python's library")),
+        watch=lambda _written: on_progress(Progress(text="compiling Python's library")),
     )
 
 
@@ -132,14 +134,16 @@ def assemble(target: Path, layers: Sequence[Path], contents: Contents) -> None:
 def pack(tree: Path, target: Path, digest: str, on_progress: OnProgress) -> None:
     """Make the erofs image of a tree; the same tree and digest give the same bytes."""
     command = ["mkfs.erofs", "-zlz4", f"-T{TIME}", f"-U{uuid.uuid5(_IDENTITY, digest)}", "-x-1", str(target), str(tree)]
-
-    def watch(_line: str) -> None:
-        written = target.stat().st_size // 2**20 if target.exists() else 0
-        on_progress(Progress(text=f"packing the root file system ({written} MiB so far)"))
-
-    watch("")
-    run(command, what="mkfs.erofs", hint="is the disk full?", watch=watch)
+    packing = Progress(text="packing the root file system")
+    on_progress(packing)
+    run(command, what="mkfs.erofs", hint="is the disk full?", watch=lambda _written: on_progress(packing))
     target.chmod(0o644)
+
+
+def _installed(written: str, packages: int) -> Progress:
+    """How far mmdebstrap is: each package is unpacked, then set up."""
+    steps = len(_STEP.findall(written))
+    return Progress(text="installing Debian packages", done=min(steps, 2 * packages), total=2 * packages)
 
 
 def _fill_repository(repository: Path, packages: dict[Package, Path]) -> None:
