@@ -128,6 +128,7 @@ async def test_who_is_idle_goes_to_sleep_by_itself_and_stays_asleep_and_who_is_b
         someone.model.script(Reply("done thinking", delay=25.0), contains="think")
         sent = await someone.telegram.say(ALICE, "think hard")
         await someone.model.wait_for_turns(1, containing="think hard")
+        warm_before = (await listed(someone))["alice"]["entered_warm_at"]
         bob = await in_state(someone, "bob", "sleeping", seconds=2 + 30)
         assert someone.processes_of(bob) == []
 
@@ -146,7 +147,7 @@ async def test_who_is_idle_goes_to_sleep_by_itself_and_stays_asleep_and_who_is_b
         now = await listed(someone)
         assert (now["bob"]["state"], now["bob"]["slept_at"]) == ("sleeping", bob["slept_at"])
         assert actions(someone).count("WakeRequested") == before
-        assert now["alice"]["entered_warm_at"] is None
+        assert now["alice"]["entered_warm_at"] == warm_before
         assert len(someone.model.journal.turns(containing="think hard")) == 1
         assert await someone.say(BOB, "good morning") == ["You said: good morning"]
 
