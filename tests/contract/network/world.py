@@ -23,6 +23,7 @@ from pyroute2 import IPRoute
 from mvm.model import addresses
 from mvm.model.egress import Egress
 from mvm.model.ids import PoolId, TenantId, TenantNetId
+from mvm.network import devices
 from mvm.network.picture import Bridge, Grant, Guest, Picture
 from mvm.network.taps import isolate_port
 
@@ -71,6 +72,8 @@ def new_host() -> Iterator[None]:
     before = _own()
     _unshare()
     try:
+        # A namespace begins with the settings of the host that the tests run on.
+        devices.set_host({"ip_forward": "0", "conf/all/send_redirects": "1"})
         _in_thread(_loopback_up)
         yield
     finally:
