@@ -20,6 +20,7 @@ from mvm.host.api_requests import REQUESTS
 from mvm.host.attachments import Attachments
 from mvm.host.audit import AuditLog
 from mvm.host.autostart import log_path, prepare_directories
+from mvm.host.backups import Backups
 from mvm.host.bases import Bases
 from mvm.host.bring_up import BringUp
 from mvm.host.catalog import Catalog
@@ -57,6 +58,7 @@ from mvm.host.retries import Retries
 from mvm.host.runtimes import Runtimes
 from mvm.host.secrets import SecretStore
 from mvm.host.tenants import Tenants
+from mvm.host.transfers import Transfers
 from mvm.host.users import Users
 from mvm.host.wakedesk import WakeDesk
 from mvm.host.wakes import Wakes
@@ -108,6 +110,8 @@ class Host:
     inspection: Inspection
     explainer: Explainer
     accounting: Accounting
+    backups: Backups
+    transfers: Transfers
     attachments: Attachments
     bases: Bases
     images: Images
@@ -370,6 +374,18 @@ async def open_host(
             inspection=inspection,
             explainer=explainer,
             accounting=Accounting(catalog, chronicle.events, store, clock),
+            backups=Backups(
+                catalog=catalog,
+                lifecycle=lifecycle,
+                runtimes=known_runtimes,
+                tenants=tenants,
+                pools=pools,
+                users=users,
+                secrets=secrets,
+                chronicle=chronicle,
+                clock=clock,
+            ),
+            transfers=Transfers(locations.state_dir / "transfers", clock),
             attachments=attachments,
             bases=bases,
             images=images,
