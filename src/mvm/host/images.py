@@ -89,6 +89,7 @@ class Images:
         """Builds whose revision is not their pool's yet."""
         self._gate = asyncio.Lock()
         """Held while garbage is removed: no build begins then that would find its revision there and then not."""
+        self._giving = asyncio.Lock()
         self._closing = threading.Event()
 
     def path(self, revision: str) -> Path:
@@ -117,10 +118,11 @@ class Images:
             choice = await asyncio.to_thread(choose, pool.flake, self._builders)
             progress(f"building the image with {choice.builder.name}: {choice.reason}")
             digest, seconds = await self._built(pool, choice, progress, force=force)
-            pool = self._catalog.pool(pool.tenant_id, pool.pool_id)
-            if pool.revision == digest and not force:
-                return pool
-            pool = await self._give(pool, digest)
+            async with self._giving:
+                pool = self._catalog.pool(pool.tenant_id, pool.pool_id)
+                if pool.revision == digest and not force:
+                    return pool
+                pool = await self._give(pool, digest)
         except MvmError as error:
             self._chronicle.tenant_event(
                 pool.tenant_id, "PoolBuildFailed", actor=actor, detail=f"{pool.pool_id}: {error.message}"
