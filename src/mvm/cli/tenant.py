@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from mvm.cli import options, session
+from mvm.cli import backup, options, session
 from mvm.cli.output import AsJson, Format, Output, age, columns, emit, facts, sections
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="Tenants and their secrets.")
 secrets = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="A tenant's secrets.")
 app.add_typer(secrets, name="secrets")
+app.command("export")(backup.export)
+app.command("import")(backup.import_)
 
 Quotas = Annotated[
     list[str] | None,

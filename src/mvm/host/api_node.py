@@ -8,7 +8,6 @@ import os
 import platform
 import socket
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated
 
 import psutil
@@ -19,6 +18,7 @@ from mvm.host.api_tenants import Nothing
 from mvm.host.audit import Verdict
 from mvm.host.events import Event
 from mvm.host.tenants import HOST_AUDIT
+from mvm.host.version import own_version
 from mvm.model.base import TenantIdField
 from mvm.model.errors import MvmError
 from mvm.model.ids import TenantId
@@ -26,7 +26,6 @@ from mvm.model.ids import TenantId
 if TYPE_CHECKING:
     from mvm.host.app import Host
 
-DISTRIBUTION = "mvm-fleet"
 DEFAULT_EVENTS = 100
 
 
@@ -52,7 +51,7 @@ async def node_info(host: Host, params: Nothing, call: Call) -> Json:
     locations = host.locations
     return {
         "hostname": socket.gethostname(),
-        "version": _version(),
+        "version": own_version(),
         "agent_pid": os.getpid(),
         "runtime": runtime,
         "runtime_reason": reason,
@@ -66,13 +65,6 @@ async def node_info(host: Host, params: Nothing, call: Call) -> Json:
         "tenants": len(host.catalog.tenants),
         "instances": len(host.catalog.instances),
     }
-
-
-def _version() -> str:
-    try:
-        return version(DISTRIBUTION)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 async def node_stats(host: Host, params: Nothing, call: Call) -> Json:

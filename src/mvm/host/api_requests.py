@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mvm.host import api_images, api_insight, api_instances, api_network, api_node, api_people, api_reconcile, api_tenants
+from mvm.host import (
+    api_backups,
+    api_images,
+    api_insight,
+    api_instances,
+    api_network,
+    api_node,
+    api_people,
+    api_reconcile,
+    api_tenants,
+)
 from mvm.host.api import Request
 
 if TYPE_CHECKING:
@@ -19,4 +29,5 @@ REQUESTS: dict[str, Request[Host]] = {
     **api_people.REQUESTS,
     **api_reconcile.REQUESTS,
     **api_insight.REQUESTS,
+    **api_backups.REQUESTS,
 }

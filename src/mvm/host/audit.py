@@ -63,10 +63,12 @@ class AuditAction(StrEnum):
     MIN_RUNTIME_OVERRIDDEN = "MinRuntimeOverridden"
     WAKE_REQUESTED = "WakeRequested"
     WAKE_REFUSED = "WakeRefused"
-    # Beyond CONTRACT 16: CONTRACT 6 wants pairing audited, and a repaired file must say so itself.
+    # Beyond CONTRACT 16: CONTRACT 6 wants pairing audited, a backup holds every secret, a repaired file says so itself.
     USER_ADDED = "UserAdded"
     USER_REMOVED = "UserRemoved"
     USER_PAIRED = "UserPaired"
+    TENANT_EXPORTED = "TenantExported"
+    TENANT_IMPORTED = "TenantImported"
     PAIRING_REQUESTED = "PairingRequested"
     AUDIT_REPAIRED = "AuditRepaired"
 

@@ -89,15 +89,19 @@ class Lifecycle:
         user: UserId | None = None,
         actor: str,
         runtime: str | None = None,
+        wanted_id: InstanceId | None = None,
     ) -> Instance:
-        """Make an instance of a pool: its id, its address, its place in the quotas. Nothing runs yet."""
+        """Make an instance of a pool: its id, its address, its place in the quotas. Nothing runs yet.
+
+        It gets the id `wanted_id` unless another instance has it.
+        """
         pool = self._catalog.pool(tenant_id, pool_id)
         tenant = self._catalog.tenant(tenant_id)
         chosen = (await self._runtimes.choose(runtime)).runtime
         async with self._quotas.lock(tenant_id):
             self._quotas.check_create_instance(pool)
             octets = {i.network.host_octet for i in self._catalog.instances_of(tenant_id)}
-            instance_id = self._clock.new_instance_id()
+            instance_id = wanted_id or self._clock.new_instance_id()
             while instance_id in self._catalog.instances:
                 instance_id = self._clock.new_instance_id()
             instance = await self._catalog.save_instance(

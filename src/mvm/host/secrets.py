@@ -122,6 +122,10 @@ class SecretStore:
         self._tokens.pop(key, None)
         SECRETS.forget(key)
 
+    async def reveal(self, tenant_id: TenantId) -> dict[str, str]:
+        """Every secret of a tenant (`scope/KEY` -> value), for a backup that only a passphrase opens."""
+        return await self._open(tenant_id)
+
     async def visible(self, instance: Instance, pool: Pool) -> dict[str, str]:
         """`scope/KEY` -> value of everything that an instance may see, its own OpenClaw token included."""
         found = visible_secrets(pool.role, pool.secret_scopes, await self._open(instance.tenant_id))
