@@ -30,6 +30,7 @@ from mvm.host.reports import Activity, Reports
 from mvm.host.rest import Rest
 from mvm.host.retries import Retries
 from mvm.host.runtimes import Runtimes
+from mvm.host.slots import Slots
 from mvm.host.wakes import Wakes
 from mvm.model.entities import Instance, InstanceNetwork, Pool, Quotas, RuntimePolicy, Tenant, TenantNetwork
 from mvm.model.ids import InstanceId, InstanceRef, PoolId, TenantId, TenantNetId
@@ -137,11 +138,13 @@ class World:
             "attachments": self.attachments,
             "clock": clock,
         }
+        slots = Slots(cores=2)
         self.bases = Bases(
             directories=directories,
             guests=self.guests,
             reports=self.reports,
             chronicle=self.chronicle,
+            slots=slots,
             clock=clock,
             environment={},
         )
@@ -150,6 +153,7 @@ class World:
             images=OneImage(),
             networks=QuietNetworks(),
             bases=self.bases,
+            slots=slots,
             environment={},
         )
         records = Records(self.catalog, clock)

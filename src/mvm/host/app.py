@@ -57,6 +57,7 @@ from mvm.host.rest import Rest
 from mvm.host.retries import Retries
 from mvm.host.runtimes import Runtimes
 from mvm.host.secrets import SecretStore
+from mvm.host.slots import Slots
 from mvm.host.tenants import Tenants
 from mvm.host.transfers import Transfers
 from mvm.host.users import Users
@@ -162,11 +163,13 @@ async def open_host(
         )
         attachments = Attachments(lambda ref: desk.handler_for(ref))
         stack.push_async_callback(attachments.close)
+        slots = Slots()
         bases = Bases(
             directories=directories,
             guests=guests,
             reports=reports,
             chronicle=chronicle,
+            slots=slots,
             clock=clock,
             environment=environment,
         )
@@ -192,6 +195,7 @@ async def open_host(
             images=images,
             networks=networks,
             bases=bases,
+            slots=slots,
             clock=clock,
             environment=environment,
         )

@@ -30,6 +30,7 @@ from mvm.host.guests import Guests
 from mvm.host.machines import InstanceDirectories
 from mvm.host.records import describe
 from mvm.host.reports import Reports
+from mvm.host.slots import Slots
 from mvm.model.addresses import FIRST_UID
 from mvm.model.entities import Instance, InstanceNetwork, OpenClawSettings, Pool, ProcessIdentity, Tenant, TenantNetwork
 from mvm.model.errors import MvmError, Unavailable
@@ -68,6 +69,7 @@ class Bases:
         guests: Guests,
         reports: Reports,
         chronicle: Chronicle,
+        slots: Slots,
         clock: Clock,
         environment: dict[str, str],
     ) -> None:
@@ -75,6 +77,7 @@ class Bases:
         self._guests = guests
         self._reports = reports
         self._chronicle = chronicle
+        self._slots = slots
         self._clock = clock
         self._environment = environment
         self._locks: dict[str, asyncio.Lock] = {}
@@ -131,10 +134,12 @@ class Bases:
         await self._remove(machine, runtime)
         finished = self.directory / _WORK / key / "base"
         try:
-            tell("making the pool's base: booting a machine")
-            process = await self._boot(machine, pool, runtime)
-            tell("making the pool's base: its OpenClaw takes a turn")
-            await self._warm_up(machine, runtime)
+            tell("making the pool's base: waiting for another machine that boots")
+            async with self._slots.boot(slowness=runtime.capabilities.slowness):
+                tell("making the pool's base: booting a machine")
+                process = await self._boot(machine, pool, runtime)
+                tell("making the pool's base: its OpenClaw takes a turn")
+                await self._warm_up(machine, runtime)
             tell("making the pool's base: saving its memory")
             ack = await self._guests.sleep_prep(runtime, machine, drain_seconds=DRAIN_SECONDS)
             if not ack.success:

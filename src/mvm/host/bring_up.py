@@ -7,8 +7,7 @@ interrupted. Nothing here decides; the caller holds the instance's lock and has 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Protocol
 
 from mvm.host import progress
@@ -26,14 +25,13 @@ from mvm.host.progress import Progress
 from mvm.host.records import describe
 from mvm.host.reports import Reports
 from mvm.host.runtimes import Runtimes
+from mvm.host.slots import Slots
 from mvm.model.entities import Instance, Pool, ProcessIdentity, TransitionKind
 from mvm.model.errors import SnapshotRejected
 from mvm.model.states import State
 from mvm.runtime.base import Machine, Runtime, Snapshot
 from mvm.telemetry.timings import Stages
 
-SLOT_SECONDS = 30.0
-"""How long one that comes up counts among those that do; longer than a cold start natively takes."""
 AGENT_LIMIT_SECONDS = 120.0
 UNDO_GRACE_SECONDS = 2.0
 """What a start that failed gets to end by itself: an OpenClaw that is killed counts an unclean start."""
@@ -72,6 +70,7 @@ class BringUp:
         images: ImageSource,
         networks: NetworkSource,
         bases: Bases,
+        slots: Slots,
         clock: Clock,
         environment: dict[str, str],
     ) -> None:
@@ -88,8 +87,7 @@ class BringUp:
         self._bases = bases
         self._clock = clock
         self._environment = environment
-        # Starts and restores are the heaviest thing a host does; more at once than cores only makes each one late.
-        self._slots = asyncio.Semaphore(max(2, (len_cpus() or 2)))
+        self._slots = slots
 
     def machine(self, instance: Instance) -> Machine:
         """What the instance's runtime is given for it."""
@@ -102,7 +100,11 @@ class BringUp:
         runtime = self._runtimes.of(instance)
         instance = await self._give_image(instance, runtime, kind, stages)
         saved = await self._find_memory(instance, runtime, kind, stages)
-        async with self._slot(stages):
+        slowness = 1.0 if saved else runtime.capabilities.slowness
+        async with AsyncExitStack() as places:
+            with stages("queue"):
+                await places.enter_async_context(self._slots.boot(slowness=slowness))
+                await places.enter_async_context(self._slots.place())
             instance = await self._give_drives(instance, runtime, stages)
             instance, restored = await self._start_process(instance, runtime, saved, kind, stages, actor=actor)
             return await self.finish(instance, kind, stages, restored=restored, actor=actor)
@@ -132,27 +134,6 @@ class BringUp:
         with stages("base"):
             await asyncio.to_thread(self._directories.prepare, machine)
             return await self._bases.clone(instance, pool, machine, runtime)
-
-    @asynccontextmanager
-    async def _slot(self, stages: Stages) -> AsyncIterator[None]:
-        """Wait for a place among those that come up. It is given back at the end of the block, or when that takes too
-        long: guests that never become ready must not keep everybody else's asleep."""
-        with stages("queue"):
-            await self._slots.acquire()
-        held = True
-
-        def give_back() -> None:
-            nonlocal held
-            if held:
-                held = False
-                self._slots.release()
-
-        timer = asyncio.get_running_loop().call_later(SLOT_SECONDS, give_back)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            give_back()
 
     async def _give_drives(self, instance: Instance, runtime: Runtime, stages: Stages) -> Instance:
         """Fresh config and secrets, and an address that is free, before anything of the guest runs."""
@@ -321,10 +302,3 @@ class BringUp:
         }[kind]
         self._chronicle.record(instance, action, actor=actor, detail=f"{timeline.total_ms:.0f} ms")
         return instance
-
-
-def len_cpus() -> int | None:
-    """Cores of this host."""
-    import os
-
-    return os.cpu_count()
