@@ -39,7 +39,7 @@ class Link:
         self._wire: _Wire | None = None
         self._opening = asyncio.Lock()
         self._closed = False
-        self._servers: dict[int, _PortServer] = {}
+        self._servers: dict[int, PortServer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -99,7 +99,7 @@ class Link:
 
         It goes on doing so when the link is lost and found again.
         """
-        server = _PortServer(self._servers, port, handler)
+        server = PortServer(self._servers, port, handler)
         self._servers[port] = server
         return server
 
@@ -163,25 +163,25 @@ class Link:
         writer = asyncio.StreamWriter(connection, protocol, reader, asyncio.get_running_loop())
         self._begin(self._serve(server, reader, writer))
 
-    async def _serve(self, server: _PortServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, server: PortServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await server.handler(reader, writer)
         except asyncio.CancelledError:
             writer.transport.abort()
         except OSError as error:
-            log.debug("host port %d of %s: %s", server.port, self._name, error)
+            log.debug("host port %d of %s: %s", server.number, self._name, error)
             writer.transport.abort()
         except Exception:
-            log.exception("host port %d of %s: a handler failed", server.port, self._name)
+            log.exception("host port %d of %s: a handler failed", server.number, self._name)
             writer.transport.abort()
 
 
-class _PortServer(asyncio.AbstractServer):
-    """One host port that is listened at."""
+class PortServer(asyncio.AbstractServer):
+    """A handler in a table, under a number, that serves as long as it is there."""
 
-    def __init__(self, servers: dict[int, _PortServer], port: int, handler: Handler) -> None:
+    def __init__(self, servers: dict[int, PortServer], number: int, handler: Handler) -> None:
         self._servers = servers
-        self.port = port
+        self.number = number
         self.handler = handler
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
@@ -195,11 +195,11 @@ class _PortServer(asyncio.AbstractServer):
         raise AssertionError("nobody ends this but by cancelling it")
 
     def is_serving(self) -> bool:
-        return self._servers.get(self.port) is self
+        return self._servers.get(self.number) is self
 
     def close(self) -> None:
         if self.is_serving():
-            del self._servers[self.port]
+            del self._servers[self.number]
 
     async def wait_closed(self) -> None:
         """Nothing to wait for: connections that were accepted go on."""
