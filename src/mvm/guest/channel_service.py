@@ -168,13 +168,14 @@ class MuxCarrier:
         self._end.session.open(port, far)
 
     async def close(self) -> None:
-        if self._port is not None and self._end is not None:
-            port = self._port
+        if self._port is None or self._end is None:
+            return
+        port = self._port
+        if self._end.session is not None:
             await _until(lambda: not port.unwritten)
             self._end.lose("the service ends")  # the host is told so, and waits for the next one
             await _until(lambda: not port.unwritten)
-            self._end.host_left()
-            self._port.close()
+        port.close()
 
 
 async def _until(condition: Callable[[], bool]) -> None:
