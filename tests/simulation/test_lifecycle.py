@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.simulation.world import ALICE, GATEWAYS, QUICK, WORKERS, World
 
-from mvm.host import bring_up
+from mvm.host import slots
 from mvm.host.observability import Observability
 from mvm.host.reports import Activity
 from mvm.model.entities import Integration, Quotas
@@ -72,10 +71,10 @@ async def test_waking_a_running_instance_succeeds_at_once(world: World) -> None:
 async def test_guests_that_never_become_ready_keep_nobody_elses_asleep(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bring_up, "SLOT_SECONDS", 0.05)
+    monkeypatch.setattr(slots, "SLOT_SECONDS", 0.05)
     await world.tenant(quotas=Quotas(max_running=100, max_instances_per_pool=100, max_mem_mib=2**20, max_vcpus=1000))
     sleeper = await world.worker(state=State.SLEEPING)
-    wedged = [await world.worker(state=State.SLEEPING) for _ in range(max(2, os.cpu_count() or 2))]
+    wedged = [await world.worker(state=State.SLEEPING) for _ in range(2)]
     for ref in wedged:
         world.guest(ref).status = messages.WorkStatus.UNKNOWN
     stuck = [asyncio.create_task(world.wakes.wake(ref, actor="hostile")) for ref in wedged]

@@ -410,17 +410,17 @@ async def serve(locations: Locations) -> None:
     level = logging.getLevelNamesMapping()[locations.log_level.upper()]
     configure(style, level=level, file=_own_log(locations))
     programs = await asyncio.to_thread(host_programs, locations)
-    runtimes: dict[str, Runtime] = {
-        "qemu": QemuRuntime(run_dir=locations.run_dir, open_tap=_open_tap),
-        "process": ProcessRuntime(programs),
-    }
-    with only_agent(locations.socket):
-        async with open_host(locations, runtimes, environment={}) as host:
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, host.shutdown.set)
-            async with observed(host) as observe:
-                await _run(host, ApiServer(REQUESTS, host, observe=observe))
+    qemu = QemuRuntime(run_dir=locations.run_dir, open_tap=_open_tap)
+    runtimes: dict[str, Runtime] = {"qemu": qemu, "process": ProcessRuntime(programs)}
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(only_agent(locations.socket))
+        stack.push_async_callback(qemu.close)  # machines run on without it
+        host = await stack.enter_async_context(open_host(locations, runtimes, environment={}))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, host.shutdown.set)
+        observe = await stack.enter_async_context(observed(host))
+        await _run(host, ApiServer(REQUESTS, host, observe=observe))
 
 
 def _open_tap(machine: Machine) -> int | None:
