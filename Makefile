@@ -4,8 +4,9 @@ PYTHON ?= python3
 ARGS ?=
 RUNTIME ?=
 export MVM_PROGRAMS_DIR ?= $(CURDIR)/.mvm/programs
+export MVM_IMAGE_CACHE ?= $(CURDIR)/.mvm/image-cache
 
-.PHONY: help setup quickstart test test-full test-vm lint format bench lock clean
+.PHONY: help setup setup-vm quickstart test test-full test-vm lint format bench lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -e 's/:.*## /\t/' | expand -t 14
@@ -13,16 +14,19 @@ help:  ## show this
 setup:  ## install all that is needed into .venv and .mvm
 	@$(PYTHON) scripts/setup.py
 
-quickstart: setup  ## a message wakes a sleeping OpenClaw, with stand-ins for Telegram and the model (ARGS=--once, RUNTIME=process)
+setup-vm:  ## the same, and as root the Debian packages that virtual machines need
+	@$(PYTHON) scripts/setup.py --vm
+
+quickstart: $(if $(filter qemu,$(RUNTIME)),setup-vm,setup)  ## a message wakes a sleeping OpenClaw, with stand-ins for Telegram and the model (ARGS=--once, RUNTIME=process)
 	@.venv/bin/mvm demo $(if $(RUNTIME),--runtime $(RUNTIME)) $(ARGS)
 
-test: setup  ## every check and test but the full failure matrix
+test: $(if $(CI),setup-vm,setup)  ## every check and test but the full failure matrix
 	@.venv/bin/python scripts/test.py $(ARGS)
 
-test-full: setup  ## every check and test
+test-full: $(if $(CI),setup-vm,setup)  ## every check and test
 	@.venv/bin/python scripts/test.py --full $(ARGS)
 
-test-vm: setup  ## every test that needs virtual machines, the long ones too (90 minutes at most where they are emulated)
+test-vm: setup-vm  ## every test that needs virtual machines, the long ones too (90 minutes at most where they are emulated)
 	@.venv/bin/python scripts/test.py --vm $(ARGS)
 
 lint: setup  ## ruff, mypy, import contracts

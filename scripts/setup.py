@@ -4,12 +4,14 @@ Needs Python >= 3.11 with pip, and a package index; changes nothing outside the 
   .mvm/bootstrap   uv
   .venv            the locked environment and `mvm` itself (editable); Node and npm come with it
   .mvm/programs    the pinned OpenClaw
+With `--vm` (`make setup-vm`) also the host's packages that virtual machines need, by apt, where this is root on Debian.
 Each step is skipped when what it made is there and fits; a run that was interrupted is simply run again.
 """
 
 import hashlib
 import json
 import os
+import shutil
 import ssl
 import subprocess
 import sys
@@ -26,6 +28,18 @@ VENV = ROOT / ".venv"
 UV = LOCAL / "bootstrap/bin/uv"
 STAMPS = LOCAL / "setup.json"
 STEP_TIMEOUT_SECONDS = 1800
+VM_PACKAGES = (
+    "qemu-system-x86",
+    "nftables",
+    "mmdebstrap",
+    "erofs-utils",
+    "e2fsprogs",
+    "lz4",
+    "busybox-static",
+    "ca-certificates",
+)
+"""Debian packages: QEMU, the networks' rules, and what builds images and drives."""
+APT_LISTS = Path("/var/lib/apt/lists")
 
 
 class StepFailed(Exception):
@@ -67,6 +81,7 @@ def environment() -> dict[str, str]:
     trusted = ssl.get_default_verify_paths()
     if trusted.cafile or (trusted.capath and any(Path(trusted.capath).iterdir())):
         settings.setdefault("UV_SYSTEM_CERTS", "1")  # so that a company's own certificate authority is known
+    settings["DEBIAN_FRONTEND"] = "noninteractive"
     settings["MVM_PROGRAMS_DIR"] = str(LOCAL / "programs")
     return settings
 
@@ -125,6 +140,45 @@ def openclaw() -> None:
     )
 
 
+def virtual_machines() -> None:
+    """Install the packages that are missing, when this is root and there is apt; say what to type otherwise."""
+    missing = [package for package in VM_PACKAGES if not is_installed(package)]
+    if not missing:
+        return
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+    if shutil.which("apt-get") is None:
+        say(f"virtual machines need more than there is, under whatever names it has here: {', '.join(missing)}")
+        return
+    if os.geteuid() != 0:
+        say(f"virtual machines need more than there is; as root: {' '.join(install)}")
+        return
+    say(f"Debian packages for virtual machines: {', '.join(missing)}")
+    hint = "can this machine reach its Debian mirror?"
+    patient = ["-qq", "-o", "DPkg::Lock::Timeout=300"]
+    update = ["apt-get", *patient, "update"]
+    if not any(APT_LISTS.glob("*_Packages*")):
+        run(update, what="fetching the lists of packages", hint=hint)
+    try:
+        run([install[0], *patient, *install[1:]], what="installing packages", hint=hint)
+    except StepFailed:  # lists that are old name versions that are gone
+        run(update, what="fetching the lists of packages", hint=hint)
+        run([install[0], *patient, *install[1:]], what="installing packages", hint=hint)
+
+
+def is_installed(package: str) -> bool:
+    """True when dpkg has the package installed and configured."""
+    try:
+        status = subprocess.run(
+            ["dpkg-query", "--show", "--showformat=${db:Status-Abbrev}", package],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout
+    except OSError:
+        return False
+    return status.startswith("ii")
+
+
 def runs(python: Path) -> bool:
     """True when this Python starts and is the version that this script runs on."""
     probe = "import sys; print(sys.version_info[:2])"
@@ -153,7 +207,7 @@ def stamp(step: str, value: str) -> None:
 
 
 def main() -> int:
-    """Run every step that is not done. `--no-openclaw` stops before OpenClaw, `--bootstrap` after uv."""
+    """Run every step that is not done. `--no-openclaw` leaves OpenClaw out, `--bootstrap` stops after uv."""
     began = time.monotonic()
     try:
         bootstrap(digest(ROOT / "requirements/bootstrap.txt"))
@@ -162,6 +216,8 @@ def main() -> int:
         python_environment(digest(ROOT / "requirements/dev.txt", ROOT / "pyproject.toml"))
         if "--no-openclaw" not in sys.argv[1:]:
             openclaw()
+        if "--vm" in sys.argv[1:]:
+            virtual_machines()
     except StepFailed as failure:
         what, hint = failure.args
         print(f"error: {what}\nhint: {hint}", file=sys.stderr)

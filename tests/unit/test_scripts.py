@@ -115,3 +115,70 @@ def test_a_step_that_fails_is_two_lines(tmp_path: Path) -> None:
     what, hint = answer.stderr.splitlines()[-2:]
     assert what.startswith("error: installing uv failed with status 1")
     assert "pip" in hint
+
+
+class Apt:
+    """In place of running commands: notes them; installing fails `failures` times."""
+
+    def __init__(self, module: ModuleType, failures: int = 0) -> None:
+        self.verbs: list[str] = []
+        self.installed: list[str] = []
+        self.failures = failures
+        self.failed = module.StepFailed
+
+    def __call__(self, command: list[str], *, what: str, hint: str) -> None:
+        verb = next(word for word in command if word in ("update", "install"))
+        self.verbs.append(verb)
+        if verb == "install" and self.failures:
+            self.failures -= 1
+            raise self.failed(what, hint)
+        self.installed = [word for word in command if not word.startswith("-")][-2:]
+
+
+@pytest.fixture
+def setup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The set-up script on a Debian without two of the packages, as root, with lists of packages."""
+    module = script("setup")
+    monkeypatch.setattr(module, "is_installed", lambda package: package not in ("mmdebstrap", "lz4"))
+    monkeypatch.setattr(module.shutil, "which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(module.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(module, "APT_LISTS", tmp_path)
+    (tmp_path / "debian_Packages").touch()
+    return module
+
+
+def test_just_the_packages_that_are_missing_are_installed(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "run", apt := Apt(setup))
+    setup.virtual_machines()
+    assert (apt.verbs, apt.installed) == (["install"], ["mmdebstrap", "lz4"])
+
+
+def test_lists_of_packages_are_fetched_when_missing_or_old(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(setup, "run", apt := Apt(setup, failures=1))
+    setup.virtual_machines()
+    assert apt.verbs == ["install", "update", "install"]
+    (tmp_path / "debian_Packages").unlink()
+    monkeypatch.setattr(setup, "run", apt := Apt(setup))
+    setup.virtual_machines()
+    assert apt.verbs == ["update", "install"]
+
+
+def test_who_is_not_root_is_told_the_command_and_it_goes_on(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(setup, "run", apt := Apt(setup))
+    setup.virtual_machines()
+    assert apt.verbs == []
+    assert "apt-get install --yes --no-install-recommends mmdebstrap lz4" in capsys.readouterr().err
+
+
+def test_nothing_is_said_or_done_when_all_is_there(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup, "is_installed", lambda package: True)
+    monkeypatch.setattr(setup, "run", apt := Apt(setup))
+    setup.virtual_machines()
+    assert (apt.verbs, capsys.readouterr().err) == ([], "")

@@ -1,7 +1,8 @@
 """Images for tests with virtual machines, built once and kept for later runs.
 
-They are kept in `MVM_TEST_IMAGE_CACHE`, else in `.mvm/test-images` of the checkout; a run with unchanged sources finds
-them there in seconds, one with a changed guest program has only its own layer to build. Every test may ask for them.
+They are kept in `MVM_TEST_IMAGE_CACHE`, else in `.mvm/test-images` of the checkout, and their layers in
+`MVM_IMAGE_CACHE` where that is set (as by `make`). A run with unchanged sources finds them there in seconds, one with a
+changed guest program has only its own layer to build. Every test may ask for them.
 """
 
 from __future__ import annotations
@@ -34,10 +35,20 @@ def store() -> Path:
     return Path(os.environ.get("MVM_TEST_IMAGE_CACHE") or ROOT / ".mvm/test-images")
 
 
+def builder() -> DebianBuilder:
+    """What builds them."""
+    return DebianBuilder(cache())
+
+
+def cache() -> Path:
+    """Where layers and downloads are kept."""
+    return Path(os.environ.get("MVM_IMAGE_CACHE") or store() / ".cache")
+
+
 def build(kind: str, node: Path, openclaw_dir: Path, plugin_dir: Path, work: Path) -> Path:
     """The revision with these programs in it; skips the test where none can be built."""
-    builder = DebianBuilder(store() / ".cache")
-    if not (readiness := builder.probe()).usable:
+    debian = builder()
+    if not (readiness := debian.probe()).usable:
         if os.environ.get("CI"):
             pytest.fail(f"no image can be built: {readiness.reason}; {readiness.remedy}")
         pytest.skip(f"no image can be built: {readiness.reason}")
@@ -45,8 +56,8 @@ def build(kind: str, node: Path, openclaw_dir: Path, plugin_dir: Path, work: Pat
     build_zipapp(zipapp)
     contents = Contents(node=node, openclaw_dir=openclaw_dir, zipapp=zipapp, plugin_dir=plugin_dir)
     revisions = Revisions(store() / kind)
-    inputs = builder.resolve(BuildRequest(contents=contents), _quiet)
-    directory = revisions.build(builder, inputs, _quiet)
+    inputs = debian.resolve(BuildRequest(contents=contents), _quiet)
+    directory = revisions.build(debian, inputs, _quiet)
     os.utime(directory)
     _forget_old(revisions)
     return directory

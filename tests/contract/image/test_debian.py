@@ -7,10 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.vm.images import ROOT, store
+from tests.vm.images import ROOT, builder, cache
 
 from mvm.image.base import FILES, BuildRequest, Contents, Manifest, sha256
-from mvm.image.debian import DebianBuilder
 from mvm.openclaw.install import Progress
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
@@ -75,11 +74,11 @@ def test_python_finds_its_library_compiled(content: Path) -> None:
 
 
 def test_the_same_inputs_give_the_same_bytes(small_image: Path, tmp_path: Path) -> None:
-    builder = DebianBuilder(store() / ".cache")
+    debian = builder()
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         request = BuildRequest(contents=small_contents(tmp_path))
-        builder.build(builder.resolve(request, quiet), tmp_path / name, quiet)
+        debian.build(debian.resolve(request, quiet), tmp_path / name, quiet)
     one, two = Manifest.read(tmp_path / "one"), Manifest.read(tmp_path / "two")
     assert one == two
 
@@ -92,12 +91,12 @@ def test_a_build_that_is_ended_leaves_nothing_behind(small_image: Path, tmp_path
         if progress.text.startswith("packing"):
             raise Ended
 
-    builder = DebianBuilder(store() / ".cache")
+    debian = builder()
     (tmp_path / "target").mkdir()
-    inputs = builder.resolve(BuildRequest(contents=small_contents(tmp_path)), quiet)
+    inputs = debian.resolve(BuildRequest(contents=small_contents(tmp_path)), quiet)
     with pytest.raises(Ended):
-        builder.build(inputs, tmp_path / "target", end)
-    assert list((store() / ".cache/work").iterdir()) == []
+        debian.build(inputs, tmp_path / "target", end)
+    assert list((cache() / "work").iterdir()) == []
 
 
 def small_contents(directory: Path) -> Contents:
