@@ -1,0 +1,120 @@
+"""What runs a guest's instructions: found by trying, remembered as long as nothing changed."""
+
+from __future__ import annotations
+
+import struct
+import time
+from pathlib import Path
+
+import pytest
+
+from mvm.model.errors import Unavailable
+from mvm.runtime.qemu import accelerator, payload
+from mvm.runtime.qemu.accelerator import Accelerator, candidates, find, parse_version, why_not
+from mvm.runtime.qemu.tsc import host_tsc_khz
+
+VERSION = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)"
+
+
+def fake_qemu(path: Path, *, version: str = VERSION, kvm: str = "exit 33", tcg: str = "exit 33") -> str:
+    """A program that answers as a QEMU would, and counts how often it was asked to run a guest."""
+    path.write_text(
+        f"""#!/bin/sh
+case "$*" in
+--version) echo "{version}";;
+*"-accel kvm"*) echo kvm >> {path}.runs; {kvm};;
+*"-accel tcg"*) echo tcg >> {path}.runs; {tcg};;
+esac
+"""
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+def runs(path: Path) -> list[str]:
+    return path.with_name(f"{path.name}.runs").read_text().split()
+
+
+async def test_the_fastest_that_works_is_taken(tmp_path: Path) -> None:
+    found = await find(binary=fake_qemu(tmp_path / "qemu"))
+    assert (found.accelerator, found.version, found.reason) == (Accelerator.KVM, "7.2.22", "")
+
+
+async def test_one_that_stumbles_is_passed_over_at_once_with_its_reason(tmp_path: Path) -> None:
+    stuck = "echo 'KVM internal error. Suberror: 1'; exec sleep 60"
+    began = time.monotonic()
+    found = await find(binary=fake_qemu(tmp_path / "qemu", kvm=stuck))
+    assert found.accelerator is Accelerator.TCG
+    assert "cannot run ordinary kernels" in found.reason
+    assert time.monotonic() - began < accelerator.TRY_SECONDS
+
+
+async def test_one_that_is_too_slow_is_none(tmp_path: Path) -> None:
+    qemu = fake_qemu(tmp_path / "qemu", kvm="exec sleep 60")
+    assert await accelerator.attempt(qemu, Accelerator.KVM, seconds=0.2) == (
+        "a tiny guest did not get through in 0.2 s"
+    )
+
+
+async def test_what_was_found_out_is_remembered_until_qemu_changes(tmp_path: Path) -> None:
+    qemu = tmp_path / "qemu"
+    fake_qemu(qemu, kvm="exit 1")
+    assert await find(tmp_path, binary=str(qemu)) == await find(tmp_path, binary=str(qemu))
+    assert runs(qemu) == ["kvm", "tcg"]
+    fake_qemu(qemu, version="QEMU emulator version 8.0.0")
+    assert (await find(tmp_path, binary=str(qemu))).accelerator is Accelerator.KVM
+
+
+async def test_a_damaged_memory_of_it_is_no_harm(tmp_path: Path) -> None:
+    (tmp_path / accelerator.CACHE).write_text("{")
+    assert (await find(tmp_path, binary=fake_qemu(tmp_path / "qemu"))).accelerator is Accelerator.KVM
+
+
+async def test_no_qemu_an_old_one_and_one_that_runs_nothing_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="is not installed"):
+        await find(binary=str(tmp_path / "none"))
+    with pytest.raises(Unavailable, match=r"QEMU 5\.2\.0 is too old"):
+        await find(binary=fake_qemu(tmp_path / "old", version="QEMU emulator version 5.2.0"))
+    with pytest.raises(Unavailable, match="runs no guest here"):
+        await find(binary=fake_qemu(tmp_path / "broken", kvm="exit 1", tcg="exit 1"))
+    with pytest.raises(Unavailable, match="does not say which QEMU"):
+        await find(binary=fake_qemu(tmp_path / "mute", version="what?"))
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        (VERSION, "7.2.22"),
+        ("QEMU emulator version 8.0.50", "8.0.50"),
+        ("QEMU emulator version 10.1", "10.1"),
+        ("", None),
+    ],
+)
+def test_versions_are_read(text: str, version: str | None) -> None:
+    assert parse_version(text) == version
+
+
+def test_each_system_has_its_own_hardware_and_all_can_emulate() -> None:
+    assert candidates("Linux") == (Accelerator.KVM, Accelerator.TCG)
+    assert candidates("Darwin") == (Accelerator.HVF, Accelerator.TCG)
+    assert candidates("Plan9") == (Accelerator.TCG,)
+
+
+def test_qemus_own_words_are_the_reason() -> None:
+    output = "qemu-system-x86_64: warning: host doesn't support something\nqemu-system-x86_64: -accel kvm: no access\n"
+    assert why_not(output, in_time=True, seconds=3) == "kvm: no access"
+    assert why_not("", in_time=True, seconds=3) == "the guest ended early"
+
+
+def test_the_payload_is_an_image_that_enters_where_its_note_says() -> None:
+    image = payload.elf()
+    entry = struct.unpack_from("<Q", image, 24)[0]
+    offset, _, address, size = struct.unpack_from("<QQQQ", image, 64 + 8)
+    assert address == entry
+    assert len(image) > offset + size
+    assert struct.unpack("<Q", image[-8:])[0] == entry
+
+
+def test_the_time_stamp_counter_runs_at_a_plausible_rate() -> None:
+    khz = host_tsc_khz()
+    assert khz is None or 100_000 < khz < 20_000_000
