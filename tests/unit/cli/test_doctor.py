@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from tests.unit.cli.conftest import ScriptedAgent, Type
 
-from mvm.cli import checks
+from mvm.cli import checks, image_checks
 from mvm.cli.checks import Verdict
 from mvm.host.locations import Locations, locate
+from mvm.image.base import Readiness
+from mvm.image.debian import builder
+from mvm.model.errors import Unavailable
 
 
 @pytest.fixture
@@ -96,3 +99,30 @@ async def test_no_agent_is_fine_and_a_socket_nobody_answers_on_is_not(locations:
     stale = await checks.agent(quiet)
     assert stale.verdict is Verdict.WARNING
     assert "mvm agent serve" in str(stale.remedy)
+
+
+def test_a_host_that_can_build_images_is_told_so() -> None:
+    found = image_checks.image_builder(Readiness(usable=True, reason="all is there"))
+    assert (found.verdict, found.found, found.remedy) == (Verdict.OK, "debian: all is there", None)
+
+
+def test_what_building_images_needs_is_said_with_what_to_type() -> None:
+    found = image_checks.image_builder(Readiness(usable=False, reason="missing: lz4", remedy="apt-get install lz4"))
+    assert (found.verdict, found.remedy) == (Verdict.WARNING, "apt-get install lz4")
+
+
+def test_room_for_an_image_is_looked_for_where_it_would_be_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert str(tmp_path) in image_checks.image_space(tmp_path / "not/there/yet").found
+    monkeypatch.setattr(builder, "NEEDED_DISK_MIB", 10**12)
+    assert "MVM_IMAGE_CACHE" in (image_checks.image_space(tmp_path).remedy or "")
+
+
+def test_a_mirror_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(self: builder.DebianBuilder) -> str:
+        raise Unavailable("apt-get failed: timed out", hint="can this machine reach its Debian mirror?")
+
+    monkeypatch.setattr(builder.DebianBuilder, "reach", unreachable)
+    found = image_checks.kernel_package(tmp_path)
+    assert (found.verdict, found.found) == (Verdict.WARNING, "apt-get failed: timed out")

@@ -21,6 +21,7 @@ from mvm.openclaw.install import Progress
 
 LISTS_FRESH_SECONDS = 24 * 3600.0
 """Package lists younger than this are not fetched again."""
+REACH_SECONDS = 20.0
 HOST_LISTS = Path("/var/lib/apt/lists")
 
 _ONLY_DEBIAN = """Package: *
@@ -66,10 +67,7 @@ class Apt:
 
     def prepare(self, on_progress: OnProgress) -> None:
         """Have lists of Debian's packages that are recent enough; old ones do when no newer can be fetched."""
-        for path in (self._directory / "lists/partial", self._archives / "partial"):
-            path.mkdir(parents=True, exist_ok=True)
-        (self._directory / "status").touch()
-        (self._directory / "preferences").write_text(_ONLY_DEBIAN)
+        self._make_directories()
         known = self._knows_debian()
         if known and time.time() - self._lists.stat().st_mtime < LISTS_FRESH_SECONDS:
             return
@@ -83,6 +81,21 @@ class Apt:
                 "the sources of this host's apt have no packages of Debian",
                 hint="images are built from Debian: build on a Debian host, or add a Debian source to /etc/apt",
             )
+
+    def reach(self, package: str) -> Package:
+        """Fetch a small package to see whether the mirror answers; lists are taken as they are."""
+        self._make_directories()
+        if not self._knows_debian():
+            raise Unavailable("this host has no lists of Debian's packages yet", hint="apt-get update")
+        (found,) = self.describe([package])
+        run(
+            ["apt-get", *self._options(), "-o", "Acquire::Retries=0", "download", found.wanted],
+            what=f"downloading {found.name}",
+            hint=_HINT,
+            directory=self._archives,
+            limit=REACH_SECONDS,
+        )
+        return found
 
     def codename(self) -> str:
         """Debian's release that the packages come from, such as `bookworm`."""
@@ -125,6 +138,12 @@ class Apt:
     def _has(self, package: Package) -> bool:
         path = self._archives / package.file_name
         return path.is_file() and path.stat().st_size == package.size
+
+    def _make_directories(self) -> None:
+        for path in (self._directory / "lists/partial", self._archives / "partial"):
+            path.mkdir(parents=True, exist_ok=True)
+        (self._directory / "status").touch()
+        (self._directory / "preferences").write_text(_ONLY_DEBIAN)
 
     @property
     def _lists(self) -> Path:

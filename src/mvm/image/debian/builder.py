@@ -152,6 +152,10 @@ class DebianBuilder:
         kept = [*self._cache.glob("layers/[a-z]*"), *self._cache.glob("apt/archives/*.deb")]
         return sorted(path for path in kept if time.time() - path.stat().st_mtime > STALE_SECONDS)
 
+    def reach(self) -> str:
+        """Version of Debian's kernel, whose package of the stable name is fetched to see whether the mirror answers."""
+        return self._apt.reach(_KERNEL_PACKAGES[os.uname().machine]).version
+
     def _kernel_package(self) -> Package:
         """The package with the kernel itself, which the one with the stable name depends on."""
         (meta,) = self._apt.describe([_KERNEL_PACKAGES[os.uname().machine]])

@@ -1,0 +1,75 @@
+"""The checks of `mvm doctor` about images of virtual machines."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mvm.cli.checks import Finding, Verdict
+from mvm.cli.output import mib
+from mvm.model.errors import MvmError
+
+if TYPE_CHECKING:
+    from mvm.host.locations import Locations
+    from mvm.image.base import Readiness
+
+_MATTERS = "virtual machines boot from images that are built here; the process runtime needs none"
+
+
+def image_checks(locations: Locations) -> Iterator[Finding]:
+    """Whether an image can be built: its programs, its packages, its room."""
+    from mvm.host.programs import image_cache
+    from mvm.image.debian import DebianBuilder
+
+    cache = image_cache(locations)
+    readiness = DebianBuilder(cache).probe()
+    yield image_builder(readiness)
+    if readiness.usable:
+        with tempfile.TemporaryDirectory(prefix="mvm-doctor-") as directory:
+            yield kernel_package(Path(directory))
+    yield image_space(cache)
+
+
+def image_builder(readiness: Readiness) -> Finding:
+    return Finding(
+        name="image builder",
+        verdict=Verdict.OK if readiness.usable else Verdict.WARNING,
+        found=f"debian: {readiness.reason}",
+        matters=_MATTERS,
+        remedy=readiness.remedy,
+    )
+
+
+def kernel_package(directory: Path) -> Finding:
+    """Whether Debian's mirror is there, found out by getting the smallest of the packages that an image needs."""
+    from mvm.image.debian import DebianBuilder
+
+    try:
+        version = DebianBuilder(directory).reach()
+    except MvmError as error:
+        return Finding(
+            name="image packages",
+            verdict=Verdict.WARNING,
+            found=error.message,
+            matters=_MATTERS,
+            remedy=error.hint or "apt-get update",
+        )
+    return Finding(name="image packages", verdict=Verdict.OK, found=f"Debian's kernel {version}", matters=_MATTERS)
+
+
+def image_space(cache: Path) -> Finding:
+    from mvm.image.debian.builder import NEEDED_DISK_MIB
+
+    place = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(place).free // 2**20
+    enough = free >= NEEDED_DISK_MIB
+    return Finding(
+        name="image space",
+        verdict=Verdict.OK if enough else Verdict.WARNING,
+        found=f"{mib(free)} free at {place}",
+        matters=_MATTERS,
+        remedy=None if enough else f"free some space (`mvm pool gc`), or set MVM_IMAGE_CACHE ({mib(NEEDED_DISK_MIB)})",
+    )
