@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mvm.cli import session
-from mvm.cli.output import AsJson, Format, Output, emit
+from mvm.cli.output import AsJson, Format, Output, columns, emit
 
 app = typer.Typer(
     rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="The daemon that does the work."
@@ -47,6 +48,58 @@ def stop(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
     """End the agent that runs here. Instances live on; nobody wakes sleepers until it runs again."""
     answer = session.run(_ask_running("Shutdown"))
     emit(answer, lambda: "the agent ends; instances live on", output, as_json)
+
+
+@app.command("reconcile")
+def reconcile(
+    desired: Annotated[Path, typer.Option("--desired", metavar="FILE", help="The desired state of this host, JSON.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would be done.")] = False,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
+    """Make this host what a desired state says; only what its prune flags allow is destroyed."""
+    from mvm.cli.reports import raise_first_error, report_text
+
+    params = {"desired": _read_json(desired), "dry_run": dry_run}
+    answer = session.call("Reconcile", params)
+    emit(answer, lambda: report_text(answer, name="this host"), output, as_json)
+    raise_first_error(answer)
+
+
+@app.command("desired")
+def desired(output: Output = Format.JSON, as_json: AsJson = False) -> None:
+    """Show the desired state that the agent keeps to, as `reconcile --desired` takes it."""
+    state = session.call("DesiredState")["desired"]
+    emit(state, lambda: _desired_text(state), output, as_json)
+
+
+def _desired_text(state: session.Json) -> str:
+    rows = [
+        (f"{tenant['tenant_id']}/{pool['pool_id']}", pool["role"], *pool["desired_counts"].values())
+        for tenant in state["tenants"]
+        for pool in tenant["pools"]
+    ]
+    return columns(("pool", "role", "running", "warm", "sleeping"), rows, empty="nothing: `mvm deploy FILE`")
+
+
+def _read_json(path: Path) -> object:
+    """The document in a JSON file; raises `InvalidInput` with its line."""
+    import json
+
+    from mvm.model.errors import InvalidInput
+    from mvm.model.files import read_limited
+    from mvm.wire.frames import API_FRAME_LIMIT
+
+    text = read_limited(path, limit=API_FRAME_LIMIT)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "it cannot be read"
+        raise InvalidInput(f"{path}{line}: is not valid JSON: {reason}") from None
+    if not isinstance(document, dict):
+        raise InvalidInput(f"{path}: is no desired state: expected an object", hint="`mvm agent desired` shows one")
+    return document
 
 
 async def _ask_running(request: str) -> session.Json:

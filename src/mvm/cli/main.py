@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "new": "Create a deployment, or change it to what its file says.",
+    "deploy": "Make a deployment what its deployment.toml says, once or with --watch.",
     "connect": "Show how to reach a deployment.",
     "demo": "Show a message waking a sleeping OpenClaw, with stand-ins for Telegram and the model.",
     "user": "The people a deployment serves: add, list, remove, pair.",
@@ -31,6 +32,7 @@ COMMANDS = {
     "instance": "Single instances: start, sleep, wake, logs and more.",
     "events": "What happened, and what happens.",
     "explain": "What a tenant, pool or instance is doing, and why.",
+    "console": "The address of the web console of this host.",
     "usage": "What every tenant and user used: running time, memory, wakes, messages.",
     "net": "The networks of tenants: prove who reaches whom.",
     "node": "This host: what it is and what it uses.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvm.cli import session
-from mvm.cli.output import AsJson, Format, Output, columns, emit, sections
+from mvm.cli.manifests import (
+    apply_deployment,
+    ask_about_keys,
+    install_openclaw,
+    prepared,
+    ready_agent,
+    say_on_stderr,
+)
+from mvm.cli.output import AsJson, Format, Output, emit, sections
 
 if TYPE_CHECKING:
     from mvm.cli.progress import Show
     from mvm.host.locations import Locations
-    from mvm.model.deployment import Deployment
     from mvm.model.template import Template
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -58,11 +64,6 @@ def new(
     emit(answer, lambda: _report(answer), output, as_json)
 
 
-def say_on_stderr(line: str) -> None:
-    """Tell the person, without touching what programs read."""
-    print(line, file=sys.stderr)
-
-
 async def create_deployment(
     name: str,
     *,
@@ -82,58 +83,22 @@ async def create_deployment(
     the deployment, the wait until it is ready. Nothing is created before all that can be checked is right. Raises the
     `MvmError` of the step that failed; the agent has then removed what it created.
     """
-    from mvm.host.autostart import ensure_agent
-    from mvm.model.deployment import advice, unreachable_services
-    from mvm.model.errors import Unavailable
     from mvm.model.manifest import load_deploy_toml, new_deployment
-    from mvm.model.secret_files import read_secrets
 
     known = _template(template)
     deployment = load_deploy_toml(config, name, template=known) if config else new_deployment(name, template=known)
-    secrets = read_secrets(deployment, environ)
-    notes = [*secrets.warnings, *advice(deployment)]
+    what = prepared(deployment, environ)
     if check:
-        from mvm.openclaw.checks import check_keys
-
-        on_progress(_Step("asking whether the keys are known"))
-        notes += await check_keys(deployment.openclaw, secrets.values)
-    for note in notes:
+        what.notes.extend(await ask_about_keys(what, on_progress))
+    for note in what.notes:
         say(f"note: {note}")
     if not dry_run:
-        await _install_openclaw(locations, deployment, on_progress)
-    client = await ensure_agent(locations, say=say)
-    node = await client.call("NodeInfo")
-    if node["runtime"] == "none":
-        raise Unavailable(f"no instance can run here: {node['runtime_reason']}", hint="`mvm doctor` says what to do")
-    if not node["isolated"] and any(pool.egress != "internet" for pool in deployment.pools):
-        say("note: `egress` is not enforced: this runtime has no network of its own")
-    if node["isolated"]:
-        for note in unreachable_services(deployment):
-            say(f"note: {note}")
-    else:
-        say(f"note: runtime {node['runtime']}: {node['runtime_reason']}")
-    params = {
-        "deployment": deployment.model_dump(mode="json"),
-        "secrets": secrets.values,
-        "dry_run": dry_run,
-    }
-    answer = {
-        "deployment": name,
-        **await client.call("ApplyDeployment", params, on_progress=on_progress),
-        "notes": notes,
-    }
+        await install_openclaw(locations, deployment, on_progress)
+    client = await ready_agent(locations, deployment, say=say)
+    answer = await apply_deployment(client, what, on_progress, dry_run=dry_run)
     if wait and not dry_run:
         answer |= await client.call("DeploymentReady", {"tenant_id": name}, on_progress=on_progress)
     return answer
-
-
-async def _install_openclaw(locations: Locations, deployment: Deployment, on_progress: Show) -> None:
-    """Get OpenClaw on this host before the agent is asked to run it; nothing when it is there."""
-    from mvm.openclaw.install import install_async
-
-    if os.environ.get("MVM_OPENCLAW_DIR") or not any(pool.role.runs_openclaw for pool in deployment.pools):
-        return
-    await install_async(locations.programs_dir, on_progress=on_progress)
 
 
 def _template(name: str) -> Template:
@@ -145,21 +110,12 @@ def _template(name: str) -> Template:
     return OPENCLAW
 
 
-class _Step:
-    """A step of this command itself, to be shown like the agent's."""
-
-    done: float | None = None
-    total: float | None = None
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-
 def _report(answer: Json) -> str:
     """What was done, what runs, and what to type next."""
+    from mvm.cli.reports import report_text
+
     name = answer["deployment"]
-    actions = [(action["action"], action["object"], action["reason"]) for action in answer["actions"]]
+    text = report_text(answer, name=name)
     if answer.get("dry_run"):
-        return columns(("would", "object", "because"), actions, empty=f"{name} is as it should be: nothing to do")
-    done = columns(("done", "object", "because"), actions, empty=f"{name} is as it should be: nothing was changed")
-    return sections(done, f"`mvm connect {name}` shows how to reach it; `mvm events --tenant {name}` what happens")
+        return text
+    return sections(text, f"`mvm connect {name}` shows how to reach it; `mvm events --tenant {name}` what happens")

@@ -29,7 +29,7 @@ from mvm.host.retries import Retries
 from mvm.host.secrets import SecretStore
 from mvm.model.desired import DesiredState, DesiredTenant
 from mvm.model.entities import Instance
-from mvm.model.errors import MvmError
+from mvm.model.errors import MvmError, QuotaExceeded
 from mvm.model.ids import InstanceId, PoolId, TenantId
 from mvm.model.validation import Problem, ValidationProblems, describe_location
 
@@ -128,6 +128,9 @@ class Reconciler:
             raise report.failures[0].error
         if report.refusals:
             raise report.refusals[0]
+        if short := [deferral for deferral in report.deferrals if deferral.for_room]:
+            hint = f"`mvm tenant info {tenant_id}` shows the quotas; what fits is there"
+            raise QuotaExceeded(short[0].reason, hint=hint)
         return report
 
     async def keep_up(self) -> Report:

@@ -17,7 +17,8 @@ class Failure:
     error: MvmError
 
     def to_json(self) -> dict[str, Any]:
-        return {"object": self.object, "message": self.error.message, "hint": self.error.hint}
+        error = self.error
+        return {"object": self.object, "code": error.code, "message": error.message, "hint": error.hint}
 
 
 _GROUPS: dict[str, tuple[str, ...]] = {
