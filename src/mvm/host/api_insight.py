@@ -9,10 +9,10 @@ from pydantic import Field
 
 from mvm.host.accounting import KEEP_DAYS
 from mvm.host.api import Call, Json, Params, Request
-from mvm.host.api_tenants import OfTenant
+from mvm.host.api_tenants import Nothing, OfTenant
 from mvm.model.base import TenantIdField
 from mvm.model.entities import User
-from mvm.model.errors import InvalidInput
+from mvm.model.errors import InvalidInput, Unavailable
 from mvm.model.ids import Address
 from mvm.model.secrets import CHANNEL_SCOPES
 
@@ -118,8 +118,19 @@ def _whereabouts(host: Host, user: User) -> Json:
     }
 
 
+async def console_link(host: Host, params: Nothing, call: Call) -> Json:
+    """The address has the token of the console in it: it is for the person who asks, and nobody else."""
+    if host.console_link is None:
+        raise Unavailable(
+            "this agent shows no console: no metrics port is set",
+            hint='write metrics_port = "9464" into mvm.toml (or set MVM_METRICS_PORT), and start the agent again',
+        )
+    return {"url": host.console_link}
+
+
 REQUESTS: dict[str, Request[Host]] = {
     "Explain": Request(Explain, explain),
     "Usage": Request(UsageOf, usage),
     "Connect": Request(OfTenant, connect),
+    "ConsoleLink": Request(Nothing, console_link),
 }

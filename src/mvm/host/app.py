@@ -69,6 +69,7 @@ from mvm.network.taps import open_tap
 from mvm.runtime.base import Machine, Runtime
 from mvm.runtime.process import ProcessRuntime
 from mvm.runtime.qemu import QemuRuntime
+from mvm.security.tokens import random_token
 from mvm.security.vault import Vault
 from mvm.store.sqlite import SqliteStore
 from mvm.telemetry.logs import LogStyle, configure
@@ -121,7 +122,9 @@ class Host:
     serving: asyncio.Event
     """Set while requests are taken."""
     metrics_port: int | None = None
-    """Loopback port where the metrics are shown."""
+    """Loopback port where the metrics and the console are shown."""
+    console_link: str | None = None
+    """What opens the console in a browser; it has the token."""
 
 
 @contextlib.asynccontextmanager
@@ -435,10 +438,13 @@ async def observed(host: Host) -> AsyncIterator[Callable[[str, str], None]]:
     if port is None:
         yield lambda kind, result: None
         return
-    from mvm.host.observability import Observability  # aiohttp and prometheus_client only where they are used
+    from mvm.host.console import Console  # aiohttp and prometheus_client only where they are used
+    from mvm.host.observability import Observability
 
     observability = Observability(host.catalog, host.chronicle, healthy=host.serving.is_set)
-    async with observability.shown(port) as host.metrics_port:
+    console = Console(host.explainer, host.chronicle.events, token=random_token(host.clock.entropy))
+    async with observability.shown(port, console) as host.metrics_port:
+        host.console_link = console.link(host.metrics_port)
         host.reconciler.observe = lambda seconds, errors: observability.metrics.reconciled(seconds, errors=errors)
         yield observability.request
 

@@ -24,6 +24,8 @@ class Chronicle:
         self.events = events
         self.recorded: Callable[[AuditAction], None] = lambda action: None
         """Told what was audited of an instance; neither waits nor raises."""
+        self.snapshot_saved: Callable[[int], None] = lambda size: None
+        """Told how many bytes a snapshot takes; likewise."""
 
     def record(self, instance: Instance, action: AuditAction, *, actor: str, detail: str | None = None) -> None:
         """Audit something that was done to (or tried by) an instance."""
@@ -37,6 +39,11 @@ class Chronicle:
             detail=detail,
         )
         self.event(instance, action.value, actor=actor, detail=detail)
+
+    def snapshot(self, instance: Instance, size: int, *, actor: str) -> None:
+        """A snapshot of that many bytes was saved and verified."""
+        self.record(instance, AuditAction.SNAPSHOT_CREATED, actor=actor, detail=f"{size} bytes")
+        self.snapshot_saved(size)
 
     def record_tenant(
         self,

@@ -76,6 +76,27 @@ class Explainer:
             return {"pool": await self.pool(pool)}
         return {"instance": await self.instance(self._catalog.instance(address.instance))}
 
+    def overview(self) -> Json:
+        """Every tenant in a line, and all instances by state."""
+        by_tenant: dict[str, list[Instance]] = {}
+        for instance in self._catalog.instances.values():
+            by_tenant.setdefault(instance.tenant_id, []).append(instance)
+        users = Counter(user.tenant_id for user in self._catalog.users.values())
+        lines = []
+        for tenant_id in sorted(self._catalog.tenants):
+            instances = by_tenant.get(tenant_id, [])
+            gateway = self._gateways.gateway_of(tenant_id)
+            lines.append(
+                {
+                    "address": tenant_id,
+                    "gateway": gateway and {"address": str(gateway.ref), "state": gateway.state.value},
+                    "users": users[tenant_id],
+                    "states": _states(instances),
+                    "errors": sum(i.last_error is not None for i in instances),
+                }
+            )
+        return {"states": _states(self._catalog.instances.values()), "tenants": lines}
+
     async def tenant(self, tenant: Tenant) -> Json:
         """A tenant: who serves it, what is up, what it uses of its quotas, what went wrong."""
         instances = self._catalog.instances_of(tenant.tenant_id)

@@ -1,7 +1,7 @@
 """Metrics and health of the agent over HTTP on a loopback port: `/metrics` and `/healthz` (CONTRACT 16).
 
 Imported only where a port was set. What is shown are counts and durations of the whole host: no name of a tenant, a
-user or an instance is among them.
+user or an instance is among them. The console beside them (`mvm.host.console`) asks for a token.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from aiohttp import web
 from mvm.host.audit import AuditAction
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
+from mvm.host.console import Console
 from mvm.model.entities import Instance, TransitionKind
 from mvm.model.errors import Unavailable
 from mvm.model.states import State
@@ -37,6 +38,7 @@ class Observability:
         self.metrics = Metrics(self._count)
         catalog.watchers.append(self._instance_changed)
         chronicle.recorded = self._recorded
+        chronicle.snapshot_saved = self.metrics.snapshot
 
     def request(self, kind: str, result: str) -> None:
         """A request was answered (`ApiServer(observe=...)`)."""
@@ -61,7 +63,7 @@ class Observability:
             self.metrics.deferred()
 
     @contextlib.asynccontextmanager
-    async def shown(self, port: int) -> AsyncIterator[int]:
+    async def shown(self, port: int, console: Console | None = None) -> AsyncIterator[int]:
         """Answer on that loopback port (0: any free one) while the block runs; gives the port.
 
         Raises `Unavailable` when somebody else has it.
@@ -69,6 +71,8 @@ class Observability:
         app = web.Application()
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._health)
+        if console is not None:
+            console.add_to(app)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_SECONDS)
         await runner.setup()
         try:

@@ -6,7 +6,9 @@ of the process every step can be undone by `stay_awake`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 from mvm.host.audit import AuditAction
 from mvm.host.bring_up import BringUp
@@ -20,6 +22,11 @@ from mvm.model.entities import Instance
 from mvm.model.errors import MvmError, NotFound, Refused
 from mvm.model.states import State
 from mvm.telemetry.timings import Stages
+
+
+def _bytes_in(directory: Path) -> int:
+    """Disk space that the files of a directory take; what was never written of a sparse one does not count."""
+    return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
 
 
 class Rest:
@@ -83,7 +90,10 @@ class Rest:
             await self.pause(instance, stages)
         assert instance.process is not None
         with stages("snapshot"):
-            await runtime.snapshot(machine, instance.process)
+            saved = await runtime.snapshot(machine, instance.process)
+        if saved is not None:
+            actor = instance.transition.actor if instance.transition else "mvm"
+            self._chronicle.snapshot(instance, await asyncio.to_thread(_bytes_in, saved.directory), actor=actor)
         abandon_if_wanted(instance)
 
     async def stay_awake(self, instance: Instance, error: Exception, *, actor: str) -> None:

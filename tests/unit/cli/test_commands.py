@@ -77,6 +77,7 @@ def answers() -> dict[str, Any]:
         },
         "AuditVerify": {"audits": [{**T, "intact": True, "lines": 7, "head": "f" * 64, "broken": None}]},
         "Connect": samples.connect(),
+        "ConsoleLink": {"url": "http://127.0.0.1:9464/?token=t"},
         "Explain": {"tenant": samples.explained_tenant()},
     }
 
@@ -140,6 +141,7 @@ COMMANDS: list[tuple[str, str, dict[str, Any], str]] = [
     ("agent status", "NodeInfo", {}, "here"),
     ("events --verify --tenant alice", "AuditVerify", T, "ffffffffffffffff"),
     ("connect alice", "Connect", T, "mvm user pair alice CODE"),
+    ("console", "ConsoleLink", {}, "http://127.0.0.1:9464/?token=t"),
     ("explain alice", "Explain", {"address": "alice"}, "alice/gateways/i-00000001 is running"),
 ]
 

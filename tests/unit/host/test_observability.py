@@ -74,7 +74,7 @@ async def test_the_health_follows_whether_requests_are_taken(host: Host) -> None
         assert (await get(host, "/healthz"))[0] == 503
         host.serving.set()
         assert (await get(host, "/healthz"))[::2] == (200, "ok\n")
-        assert (await get(host, "/"))[0] == 404
+        assert (await get(host, "/nothing"))[0] == 404
 
 
 async def test_a_port_that_is_taken_is_said_with_what_to_do(host: Host) -> None:
