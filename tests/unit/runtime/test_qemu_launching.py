@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,12 @@ def images(base: Path) -> dict[Drive, Path]:
     return found
 
 
+def hardware(base: Path) -> Hardware:
+    for name in ("vmlinux", "initrd"):
+        (base / name).write_bytes(b"code")
+    return replace(HARDWARE, kernel=base / "vmlinux", initrd=base / "initrd")
+
+
 def open_numbers() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
@@ -63,7 +70,7 @@ async def test_a_process_is_known_by_record_and_by_marker_and_nothing_is_left_of
 ) -> None:
     files = Files.of(subject)
     before = open_numbers()
-    with launching.opened(subject, files, images(tmp_path), ram(files), None) as descriptors:
+    with launching.opened(hardware(tmp_path), files, images(tmp_path), ram(files), None) as descriptors:
         identity = launching.launch(
             program(tmp_path / "qemu", "exec sleep 600"), subject, files, HARDWARE, descriptors, incoming=False
         )
@@ -79,7 +86,7 @@ async def test_a_process_is_known_by_record_and_by_marker_and_nothing_is_left_of
 async def test_it_inherits_its_files_and_no_other_and_no_environment(subject: Machine, tmp_path: Path) -> None:
     files = Files.of(subject)
     qemu = program(tmp_path / "qemu", f"ls -l /proc/self/fd > {tmp_path}/fds; env > {tmp_path}/env; exec sleep 600")
-    with launching.opened(subject, files, images(tmp_path), ram(files), None) as descriptors:
+    with launching.opened(hardware(tmp_path), files, images(tmp_path), ram(files), None) as descriptors:
         launching.launch(qemu, subject, files, HARDWARE, descriptors, incoming=False)
         wanted = {str(number) for number in descriptors.all()}
     with socket.socket(socket.AF_UNIX) as connection:
@@ -98,9 +105,11 @@ async def test_one_that_cannot_be_started_leaves_nothing(subject: Machine, tmp_p
     files = Files.of(subject)
     before = open_numbers()
     missing = Qemu(binary=str(tmp_path / "none"), sandbox=False)
-    with launching.opened(subject, files, images(tmp_path), ram(files), None) as descriptors:
-        with pytest.raises(Unavailable, match="cannot be started"):
-            launching.launch(missing, subject, files, HARDWARE, descriptors, incoming=False)
+    with (
+        launching.opened(hardware(tmp_path), files, images(tmp_path), ram(files), None) as descriptors,
+        pytest.raises(Unavailable, match="cannot be started"),
+    ):
+        launching.launch(missing, subject, files, HARDWARE, descriptors, incoming=False)
     assert open_numbers() == before
     await launching.end_all(files, who="it")
     assert not [path for path in files.sockets if path.exists()]
@@ -113,7 +122,7 @@ async def test_a_missing_image_is_named_and_everything_is_closed(subject: Machin
     (tmp_path / "secrets.img").unlink()
     with (
         pytest.raises(Unavailable, match=r"the image of drive secrets cannot be opened: .*secrets\.img"),
-        launching.opened(subject, files, found, ram(files), os.open(os.devnull, os.O_RDWR)),
+        launching.opened(hardware(tmp_path), files, found, ram(files), os.open(os.devnull, os.O_RDWR)),
     ):
         pass
     assert open_numbers() == before
@@ -127,7 +136,7 @@ def test_a_run_directory_that_is_too_deep_is_refused(tmp_path: Path) -> None:
 
 def test_the_data_drive_is_opened_for_both_and_the_others_for_reading(subject: Machine, tmp_path: Path) -> None:
     files = Files.of(subject)
-    with launching.opened(subject, files, images(tmp_path), ram(files), None) as descriptors:
+    with launching.opened(hardware(tmp_path), files, images(tmp_path), ram(files), None) as descriptors:
         modes = {name: [_mode(number) for number in numbers] for name, numbers in descriptors.drives.items()}
     assert modes == {
         "rootfs": [os.O_RDONLY],
@@ -143,7 +152,7 @@ async def test_it_runs_as_its_own_user_without_any_privilege(subject: Machine, t
     files = Files.of(other)
     qemu = program(other.run_dir.parent / "qemu", "grep -E '^(Uid|Gid|Groups|CapEff|NoNewPrivs)' /proc/self/status")
     other.run_dir.parent.chmod(0o755)
-    with launching.opened(other, files, images(tmp_path), ram(files), None) as descriptors:
+    with launching.opened(hardware(tmp_path), files, images(tmp_path), ram(files), None) as descriptors:
         identity = launching.launch(qemu, other, files, HARDWARE, descriptors, incoming=False)
     await spawning.wait_for_end(identity)
     await launching.end_all(files, who="it")

@@ -22,6 +22,7 @@ class Attachment:
         self._files = files
         self._who = who
         self._link = Link(files.mux, name=who)
+        self.turn_at_monitor = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     def begin(self) -> None:

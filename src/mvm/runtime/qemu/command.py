@@ -48,6 +48,8 @@ class Descriptors:
     mux: int
     console: int
     ram: int
+    kernel: int
+    initrd: int
     drives: Mapping[str, tuple[int, ...]]
     """Serial of the drive -> its image, opened for reading, and for writing too when the guest may write."""
     tap: int | None = None
@@ -59,6 +61,8 @@ class Descriptors:
             self.mux,
             self.console,
             self.ram,
+            self.kernel,
+            self.initrd,
             *(number for opened in self.drives.values() for number in opened),
         ]
         return found if self.tap is None else [*found, self.tap]
@@ -112,7 +116,8 @@ def command(
         binary, "-name", name, "-M", MACHINE, "-accel", f"{accelerator}{tcg}", "-cpu", cpu_model(accelerator),
         "-smp", str(hardware.vcpus), "-m", str(hardware.mem_mib),
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-        "-kernel", str(hardware.kernel), "-initrd", str(hardware.initrd), "-append", kernel_line(hardware),
+        "-kernel", f"/proc/self/fd/{files.kernel}", "-initrd", f"/proc/self/fd/{files.initrd}",
+        "-append", kernel_line(hardware),
         "-object",
         f"memory-backend-file,id=ram,size={hardware.mem_mib}M,mem-path=/proc/self/fd/{files.ram},share=on",
         "-chardev", f"socket,id=monitor,fd={files.monitor},server=on,wait=off",
@@ -141,14 +146,15 @@ def command(
 def _drive(drive: Drive, number: int, descriptors: tuple[int, ...]) -> list[str]:
     """A drive whose image is an open file: QEMU takes the one of a set that is opened as it needs it.
 
-    Locks are left out: the host itself rewrites images that are open.
+    The data drive is locked: two machines on one file system would destroy it. The others are not: an image is used by
+    many, and the host itself rewrites config and secrets while they are open.
     """
-    mode = "readonly=on" if drive.mode is Mode.READ_ONLY else "readonly=off"
+    mode = "readonly=on,file.locking=off" if drive.mode is Mode.READ_ONLY else "readonly=off,file.locking=on"
     extra = ",discard=unmap" if drive is DATA else ""
     return [
         *(word for descriptor in descriptors for word in ("-add-fd", f"fd={descriptor},set={number}")),
         "-drive",
-        f"id={drive.serial},if=none,file=/dev/fdset/{number},format=raw,{mode},file.locking=off{extra}",
+        f"id={drive.serial},if=none,file=/dev/fdset/{number},format=raw,{mode}{extra}",
         "-device",
         f"virtio-blk-device,drive={drive.serial},serial={drive.serial}",
     ]

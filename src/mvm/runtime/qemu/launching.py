@@ -50,7 +50,7 @@ def memory_bytes(mem_mib: int) -> int:
 
 @contextmanager
 def opened(
-    machine: Machine, files: Files, drives: Mapping[Drive, Path], ram: int, tap: int | None
+    hardware: Hardware, files: Files, drives: Mapping[Drive, Path], ram: int, tap: int | None
 ) -> Iterator[Descriptors]:
     """Everything that a QEMU of this instance works with, open; closed here at the end of the block.
 
@@ -66,7 +66,9 @@ def opened(
             mux=_listening(stack, files.mux),
             console=_listening(stack, files.console),
             ram=ram,
-            drives={drive.serial: _open(stack, path, drive) for drive, path in drives.items()},
+            kernel=_open(stack, hardware.kernel, os.O_RDONLY, "kernel"),
+            initrd=_open(stack, hardware.initrd, os.O_RDONLY, "initial RAM disk"),
+            drives={drive.serial: _open_drive(stack, path, drive) for drive, path in drives.items()},
             tap=tap,
         )
 
@@ -81,16 +83,18 @@ def _listening(stack: ExitStack, path: Path) -> int:
     return listener.fileno()
 
 
-def _open(stack: ExitStack, path: Path, drive: Drive) -> tuple[int, ...]:
+def _open_drive(stack: ExitStack, path: Path, drive: Drive) -> tuple[int, ...]:
     modes = (os.O_RDONLY, os.O_RDWR) if drive.mode is Mode.READ_WRITE else (os.O_RDONLY,)
-    opened = []
-    for mode in modes:
-        try:
-            opened.append(os.open(path, mode | os.O_CLOEXEC))
-        except OSError as error:
-            raise Unavailable(f"the image of drive {drive.serial} cannot be opened: {path}: {error}") from error
-        stack.callback(os.close, opened[-1])
-    return tuple(opened)
+    return tuple(_open(stack, path, mode, f"image of drive {drive.serial}") for mode in modes)
+
+
+def _open(stack: ExitStack, path: Path, mode: int, what: str) -> int:
+    try:
+        descriptor = os.open(path, mode | os.O_CLOEXEC)
+    except OSError as error:
+        raise Unavailable(f"the {what} cannot be opened: {path}: {error.strerror}") from error
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def launch(
@@ -150,6 +154,8 @@ def find(files: Files) -> Identity | None:
     recorded = Record.process(files.record)
     if recorded is not None and processes.alive(recorded) and _is_of(recorded.pid, files):
         return recorded
+    if not any(path.exists() for path in files.sockets):  # they are made before and removed after a process
+        return None
     found = members(files)
     return found[0].identity if found else None
 

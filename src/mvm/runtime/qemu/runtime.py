@@ -12,8 +12,8 @@ import asyncio
 import logging
 import os
 import platform
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from mvm.drives import images
@@ -142,7 +142,7 @@ class QemuRuntime:
     async def start(self, machine: Machine) -> ProcessIdentity:
         """Boot. Returns when QEMU runs and answers; on failure nothing runs."""
         files = Files.of(machine)
-        self._refuse_running(machine, files)
+        await self._clear(machine, files)
         made_of = await self._made_of(machine)
         await asyncio.to_thread(self._prepare_boot, machine, files)
         identity = await self._launch(machine, files, made_of, incoming=False)
@@ -162,7 +162,7 @@ class QemuRuntime:
         if snapshot is None:
             return await self.start(machine)
         files = Files.of(machine)
-        self._refuse_running(machine, files)
+        await self._clear(machine, files)
         made_of = await self._made_of(machine)
         _, wanted = made_of
         await asyncio.to_thread(snapshots.verify, files, snapshot, wanted)
@@ -186,7 +186,7 @@ class QemuRuntime:
     async def _load(self, machine: Machine, files: Files) -> None:
         descriptor = os.open(files.memory / snapshots.DEVICES, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            async with open_monitor(files.monitor, who=str(machine.ref)) as monitor:
+            async with self._monitor(machine) as monitor:
                 await monitor.load_devices(descriptor)
                 await monitor.execute("cont")
         finally:
@@ -206,10 +206,10 @@ class QemuRuntime:
             os.close(ram)
             raise
         try:
-            with launching.opened(machine, files, makeup.drive_images(machine, files), ram, tap) as descriptors:
+            with launching.opened(hardware, files, makeup.drive_images(machine, files), ram, tap) as descriptors:
                 identity = launching.launch(qemu, machine, files, hardware, descriptors, incoming=incoming)
             self._attachment(machine).begin()
-            async with open_monitor(files.monitor, who=str(machine.ref)):
+            async with self._monitor(machine):
                 makeup.remember(files, made_by)
         except MonitorClosed as error:
             await asyncio.shield(self._end(machine, files))
@@ -369,6 +369,12 @@ class QemuRuntime:
         hardware = await asyncio.to_thread(makeup.hardware, machine, found)
         return hardware, makeup.made_by(machine, Files.of(machine), hardware, found)
 
+    async def _clear(self, machine: Machine, files: Files) -> None:
+        """Refuse while it runs; otherwise nothing is left of a process that crashed."""
+        self._refuse_running(machine, files)
+        if files.record.exists() or files.monitor.exists():
+            await self._end(machine, files)
+
     def _refuse_running(self, machine: Machine, files: Files) -> None:
         if launching.find(files) is not None:
             raise Conflict(f"{machine.ref} runs already")
@@ -377,8 +383,14 @@ class QemuRuntime:
         said = spawning.last_words(files.output)
         return said if isinstance(error, MonitorClosed) else error.message
 
-    def _monitor(self, machine: Machine) -> AbstractAsyncContextManager[Monitor]:
-        return open_monitor(Files.of(machine).monitor, who=str(machine.ref))
+    @asynccontextmanager
+    async def _monitor(self, machine: Machine) -> AsyncIterator[Monitor]:
+        """One at a time: QEMU serves one connection, and one more may wait."""
+        async with (
+            self._attachment(machine).turn_at_monitor,
+            open_monitor(Files.of(machine).monitor, who=str(machine.ref)) as monitor,
+        ):
+            yield monitor
 
 
 def _identity(process: ProcessIdentity) -> Identity:
