@@ -18,7 +18,7 @@ OnOpen = Callable[[MuxConnection], None]
 
 
 class Session:
-    """Gives frames to connections and theirs to `transmit`. Once dropped it never says a word again."""
+    """Gives frames to connections, and theirs to `transmit`. Once dropped it has none, and so says nothing any more."""
 
     def __init__(
         self, *, is_host: bool, on_open: OnOpen, transmit: Callable[[bytes], None], writable: bool = True
@@ -36,7 +36,12 @@ class Session:
         self._last_id = int.from_bytes(os.urandom(4), "big") & ~1 | self._parity
 
     def open(self, port: int, protocol: asyncio.Protocol) -> MuxConnection:
-        """Open a connection; what is written is on its way before the peer has accepted (`wait_accepted`)."""
+        """Open a connection; what is written is on its way before the peer has accepted (`wait_accepted`).
+
+        Raises `ConnectionResetError` once the session was dropped.
+        """
+        if self._dropped:
+            raise ConnectionResetError("the session has ended")
         connection = MuxConnection(self, self._unused_id(), port)
         self._connections[self._last_id] = connection
         self.send(Kind.OPEN, self._last_id, port)
@@ -102,8 +107,7 @@ class Session:
     # For the connections
 
     def send(self, kind: Kind, connection_id: int, argument: int = 0, payload: bytes = b"") -> None:
-        if not self._dropped:
-            self._transmit(encode(kind, connection_id, argument, payload))
+        self._transmit(encode(kind, connection_id, argument, payload))
 
     def call_when_writable(self, connection: MuxConnection) -> None:
         if connection not in self._waiting:

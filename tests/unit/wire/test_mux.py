@@ -96,6 +96,16 @@ async def test_closing_delivers_what_was_written_and_tells_a_peer_that_goes_on_w
 
 
 @virtual
+async def test_whoever_closes_still_takes_what_the_peer_writes_before_it_reads(world: World) -> None:
+    (_, writer), (guest_reader, guest_writer) = await world.joined()
+    writer.write(BIG)
+    writer.close()
+    guest_writer.write(BIG)
+    await guest_writer.drain()
+    assert await guest_reader.read() == BIG
+
+
+@virtual
 async def test_a_closed_connection_waits_for_a_reader_only_so_long(world: World) -> None:
     (_, writer), (guest_reader, _) = await world.joined()
     writer.write(BIG)
@@ -145,6 +155,46 @@ async def test_a_hello_that_is_answered_late_ends_no_connection(world: World) ->
     await asyncio.sleep(10)
     writer.write(b"still here\n")
     assert await guest_reader.readline() == b"still here\n"
+
+
+@virtual
+async def test_a_hello_said_twice_does_not_end_what_the_guest_began_after_the_first(world: World) -> None:
+    world.held = True
+    world.guest.received(bytes(world.to_guest))
+    world.to_guest.clear()
+    await asyncio.sleep(0.5)
+    assert world.to_guest.startswith(PADDING)
+    _, writer = world.connect_from_guest()
+    world.release()
+    reader, _ = await world.at_host.get()
+    writer.write(b"still here\n")
+    assert await reader.readline() == b"still here\n"
+
+
+@virtual
+async def test_what_only_looks_like_a_hello_hides_no_other(world: World) -> None:
+    hello = bytes(world.to_guest)
+    world.to_guest.clear()
+    world.guest.received(hello[:-1] + b"\0" + hello[:30])
+    world.guest.received(hello)
+    await works(world)
+
+
+@virtual
+async def test_at_a_hello_the_guest_forgets_what_it_has_not_written_yet(world: World) -> None:
+    _, (_, guest_writer) = await world.joined()
+    world.held = True
+    guest_writer.write(BIG)
+    world.guest.received(encode(Kind.HELLO, payload=b"another host's.."))
+    assert bytes(world.to_host) == encode(Kind.ACK, payload=b"another host's..")
+
+
+@virtual
+async def test_a_session_that_ended_opens_nothing(world: World) -> None:
+    session = await world.host.session()
+    world.host.end("its agent was killed")
+    with pytest.raises(ConnectionResetError, match="the session has ended"):
+        session.open(52, asyncio.Protocol())
 
 
 FRAME = encode(Kind.DATA, HOST_ID, 0, b"half a message" * 20)
