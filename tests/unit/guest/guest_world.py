@@ -137,10 +137,13 @@ class GuestWorld:
         path = self.programs / "ends"
         return path.read_text().split() if path.exists() else []
 
-    async def supervise(self) -> Identity:
-        """Start the supervisor; returns when it answers."""
+    async def supervise(self, *program: str) -> Identity:
+        """Start the supervisor, or what a test has Python run instead; returns when it answers."""
         self.supervisor = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "mvm.guest", "supervise", env=self.environment, start_new_session=True
+            sys.executable,
+            *(program or ("-m", "mvm.guest", "supervise")),
+            env=self.environment,
+            start_new_session=True,
         )
         await until(self.paths.supervisor_record.exists, "the supervisor's record")
         identity = processes.identity_of(self.supervisor.pid)

@@ -33,6 +33,25 @@ time.sleep(600)
 """
 
 
+WITH_CHANNEL = """
+import asyncio, dataclasses, os
+from mvm.guest import services, supervisor, supervisor_socket
+from mvm.guest.paths import GuestPaths
+from mvm.guest.services import Programs
+
+class Noting(supervisor_socket.SupervisorSocket):
+    async def finish(self, seconds=1.0):
+        await super().finish(seconds)
+        with open(os.path.join(os.path.dirname(os.environ["MVM_GUEST_ZIPAPP"]), "ends"), "a") as file:
+            file.write("answered\\n")
+
+supervisor.SupervisorSocket = Noting
+channel = dataclasses.replace(services.CHANNEL, needs_own_machine=False)
+paths, programs = GuestPaths.from_environment(os.environ), Programs.from_environment(os.environ)
+asyncio.run(supervisor.Supervisor(paths, programs, os.environ, (channel, services.AGENT)).run())
+"""
+
+
 LISTENING_FAMILY = FAMILY.replace("signal.SIG_IGN", "signal.SIG_DFL")
 
 
@@ -55,6 +74,25 @@ async def test_a_worker_runs_the_agent_and_openclaw_only_when_told(world: GuestW
     openclaw = await world.running("openclaw")
     await world.client.start("openclaw")
     assert await world.running("openclaw") == openclaw
+
+
+async def test_what_needs_a_machine_of_its_own_is_not_there(world: GuestWorld) -> None:
+    await world.supervise()
+    await world.running("agent")
+    assert set((await world.client.status())["services"]) == {"agent", "router", "openclaw"}
+
+
+async def test_what_a_shutdown_is_answered_through_ends_after_the_answer(world: GuestWorld) -> None:
+    await world.supervise("-c", WITH_CHANNEL)
+    await world.running("agent")
+    await world.running("channel")
+    reader, writer = await asyncio.open_unix_connection(str(world.paths.supervisor_socket))
+    writer.write(b'{"op": "shutdown", "grace_seconds": 10}\n')
+    assert json.loads(await reader.readline()) == {"ok": True, "killed": []}
+    writer.close()
+    assert world.supervisor is not None
+    assert await asyncio.wait_for(world.supervisor.wait(), LIMIT_SECONDS) == 0
+    assert world.ends() == ["agent", "answered", "channel"]
 
 
 async def test_a_gateway_runs_the_router_too(world: GuestWorld) -> None:
