@@ -36,9 +36,10 @@ VM_PACKAGES = (
     "e2fsprogs",
     "lz4",
     "busybox-static",
-    "ca-certificates",
 )
 """Debian packages: QEMU, the networks' rules, and what builds images and drives."""
+CI_PACKAGES = ("chromium",)
+"""What only tests need, and skip where it is missing; continuous integration has them all."""
 APT_LISTS = Path("/var/lib/apt/lists")
 
 
@@ -142,7 +143,8 @@ def openclaw() -> None:
 
 def virtual_machines() -> None:
     """Install the packages that are missing, when this is root and there is apt; say what to type otherwise."""
-    missing = [package for package in VM_PACKAGES if not is_installed(package)]
+    wanted = VM_PACKAGES + (CI_PACKAGES if os.environ.get("CI") else ())
+    missing = [package for package in wanted if not is_installed(package)]
     if not missing:
         return
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]

@@ -20,6 +20,7 @@ import structlog
 from mvm.host.catalog import Catalog
 from mvm.host.clock import Clock
 from mvm.host.events import EventLog
+from mvm.host.quotas import machine_size
 from mvm.model.entities import Instance, TransitionKind
 from mvm.model.errors import MvmError
 from mvm.model.ids import InstanceId, PoolId, TenantId, UserId
@@ -214,7 +215,7 @@ class Accounting:
 
     def _mem_mib(self, instance: Instance) -> int:
         pool = self._catalog.pools.get((instance.tenant_id, instance.pool_id))
-        return pool.mem_mib if pool is not None else 0
+        return machine_size(instance, pool)[1] if pool is not None else 0
 
     def _today(self) -> date:
         return self._clock.now().astimezone(UTC).date()

@@ -14,6 +14,7 @@ import difflib
 import fcntl
 import os
 import pwd
+import secrets
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from mvm.host import progress
 from mvm.model.base import Frozen
 from mvm.model.errors import Conflict, InvalidInput, MvmError, QuotaExceeded
 from mvm.model.validation import parse
+from mvm.telemetry.logs import bound
 from mvm.wire.frames import API_FRAME_LIMIT, FrameError, FrameFault, encode, read_frame, write_frame
 
 log = structlog.get_logger(__name__)
@@ -253,22 +255,32 @@ class ApiServer(Generic[S]):
 
     async def _carry_out(self, name: str, request: Request[S], body: object, call: Call) -> None:
         """Do what was asked and finish the call with the answer or the error."""
+        request_id = secrets.token_hex(4)
+        with bound(request=name, request_id=request_id, actor=call.actor):
+            answer, result = await self._answer(name, request, body, call, request_id)
+            log.debug("request answered", result=result)
+        self._observe(name, result)
+        await call.finish(answer)
+
+    async def _answer(
+        self, name: str, request: Request[S], body: object, call: Call, request_id: str
+    ) -> tuple[Json, str]:
+        """The answer, and `ok` or the error's code."""
         try:
             params = parse(request.params, body, what=name)
             with progress.reporting_to(call.progress):
                 answer = {f"{name}Result": await request.handle(self._services, params, call)}
             _check_fits(name, answer)
-            result = "ok"
+            return answer, "ok"
         except MvmError as error:
-            answer, result = _error_frame(error), str(error.code)
+            return _error_frame(error), str(error.code)
         except Exception as error:
-            log.exception("request failed", request=name, actor=call.actor)
+            log.exception("request failed")
             failure = MvmError(
-                f"the agent failed at {name}: {type(error).__name__}", hint="this is a defect; the agent's log has more"
+                f"the agent failed at {name}: {type(error).__name__}",
+                hint=f"this is a defect; the agent's log has more, under request_id {request_id}",
             )
-            answer, result = _error_frame(failure), "500"
-        self._observe(name, result)
-        await call.finish(answer)
+            return _error_frame(failure), "500"
 
 
 def _named(frame: object) -> tuple[str, object]:

@@ -14,7 +14,7 @@ from mvm.host.clock import Clock
 from mvm.host.gateways import Gateways
 from mvm.host.observation import Observer
 from mvm.host.policy_loop import PolicyLoop
-from mvm.host.quotas import QuotaKeeper
+from mvm.host.quotas import QuotaKeeper, machine_size
 from mvm.model import policy
 from mvm.model.entities import Instance, Pool, Tenant, Timeline
 from mvm.model.explain import blocks_sleep, why
@@ -171,7 +171,7 @@ class Explainer:
             "last_wake": _timeline(instance.last_wake),
             "last_sleep": _timeline(instance.last_sleep),
             "runtime_policy": pool.runtime_policy.model_dump(),
-            "holds": {"vcpus": pool.vcpus if up else 0, "mem_mib": pool.mem_mib if up else 0},
+            "holds": dict(zip(("vcpus", "mem_mib"), machine_size(instance, pool) if up else (0, 0), strict=True)),
             "quotas": self._quotas_of(self._catalog.tenant(instance.tenant_id)),
         }
 

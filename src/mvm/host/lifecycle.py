@@ -36,6 +36,7 @@ from mvm.model.errors import Conflict, MvmError, Refused
 from mvm.model.ids import InstanceId, InstanceRef, PoolId, TenantId, UserId
 from mvm.model.states import State
 from mvm.runtime.base import Machine
+from mvm.telemetry.logs import bound
 from mvm.telemetry.timings import Stages
 
 MANUAL_WINDOW_SECONDS = 300.0
@@ -394,9 +395,10 @@ class Lifecycle:
 
     @asynccontextmanager
     async def locked(self, ref: InstanceRef) -> AsyncIterator[None]:
-        """Hold the instance's lock: one operation on it at a time."""
+        """Hold the instance's lock: one operation on it at a time, whose log lines name it."""
         async with self._locks.setdefault(ref.instance_id, asyncio.Lock()):
-            yield
+            with bound(tenant=ref.tenant_id, pool=ref.pool_id, instance=ref.instance_id):
+                yield
 
     @asynccontextmanager
     async def _ended_start(self, ref: InstanceRef) -> AsyncIterator[None]:
