@@ -13,14 +13,12 @@ from mvm.host.gateways import Gateways
 from mvm.model import addresses
 from mvm.model.egress import Egress, host_ports, reaches_internet
 from mvm.model.entities import Instance, Pool, Tenant, User
-from mvm.model.errors import InvalidInput
 from mvm.model.ids import InstanceId, PoolId, TenantId, TenantNetId, UserId
 from mvm.model.roles import Role
 from mvm.network.devices import overlapping_routes
 from mvm.network.picture import Grant, Picture, Resolvers, draw
 from mvm.network.resolvers import nameservers, read_resolvers
 from mvm.network.rules import render
-from mvm.network.services import url_for_guest
 from mvm.store.sqlite import SqliteStore
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -176,25 +174,6 @@ def test_a_resolver_behind_the_host_is_asked_at_the_bridge() -> None:
 
 def test_whatever_else_is_in_a_resolv_conf_is_passed_over() -> None:
     assert nameservers("search example\nnameserver\nnameserver x\nnameserver 0.0.0.0\noptions ndots:1") == []
-
-
-@pytest.mark.parametrize(
-    ("url", "wanted"),
-    [
-        ("http://127.0.0.1:8080/v1", "http://10.240.1.1:8080/v1"),
-        ("http://localhost:8080", "http://10.240.1.1:8080"),
-        ("https://api.example:443/v1?x=1", "https://api.example:443/v1?x=1"),
-        ("http://192.0.2.1:8080", "http://192.0.2.1:8080"),
-    ],
-)
-def test_a_service_of_the_host_has_the_address_of_the_bridge(url: str, wanted: str) -> None:
-    assert url_for_guest(url, ("host:8080",), "10.240.1.1") == wanted
-
-
-def test_a_service_of_the_host_that_is_not_listed_is_named() -> None:
-    with pytest.raises(InvalidInput) as error:
-        url_for_guest("http://localhost:8080", "internet", "10.240.1.1")
-    assert "host:8080" in (error.value.hint or "")
 
 
 def test_routes_of_the_host_into_the_range_of_tenants_are_found(tmp_path: Path) -> None:
