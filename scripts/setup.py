@@ -36,6 +36,7 @@ VM_PACKAGES = (
     "e2fsprogs",
     "lz4",
     "busybox-static",
+    "mount",
 )
 """Debian packages: QEMU, the networks' rules, and what builds images and drives."""
 CI_PACKAGES = ("chromium",)

@@ -16,6 +16,7 @@ PROGRAMS = {
     "apt-get": "apt",
     "dpkg-deb": "dpkg",
     "chroot": "coreutils",
+    "mount": "mount",
 }
 """Programs, each with the Debian package that it is in."""
 
