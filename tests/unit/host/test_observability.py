@@ -14,13 +14,16 @@ from pathlib import Path
 import aiohttp
 import pytest
 from tests.standins.instant_runtime import InstantRuntime
+from tests.unit.host.live_agent import Agent
 
 from mvm.host.api import ApiServer
 from mvm.host.api_requests import REQUESTS
 from mvm.host.app import Host, observed, open_host
 from mvm.host.client import AgentClient
 from mvm.host.locations import Locations, locate
+from mvm.host.rest import _bytes_in
 from mvm.model.errors import NotFound, Unavailable
+from mvm.model.ids import InstanceId
 
 
 @pytest.fixture
@@ -95,3 +98,26 @@ async def test_nothing_listens_unless_a_port_is_set(host: Host) -> None:
 def test_an_agent_without_metrics_loads_nothing_for_them() -> None:
     check = "import sys, mvm.host.app; sys.exit(bool({'aiohttp', 'prometheus_client'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False, timeout=60).returncode == 0
+
+
+async def test_a_snapshot_is_measured_and_audited(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvm.host.rest._bytes_in", lambda directory: 3 * 2**20)
+    await agent.deploy()
+    worker = agent.host.catalog.instances[InstanceId((await agent.worker())["instance_id"])]
+    showing(agent.host, 0)
+    async with observed(agent.host):
+        await agent.call("InstanceSleep", address=str(worker.ref), force=True)
+        _, _, text = await get(agent.host, "/metrics")
+    assert "mvm_snapshot_bytes_count 1.0" in text
+    assert "mvm_snapshot_bytes_sum 3.145728e+06" in text
+    (audited,) = [
+        line for line in agent.host.chronicle.audit.recent(worker.tenant_id, 50) if line["action"] == "SnapshotCreated"
+    ]
+    assert (audited["instance_id"], audited["detail"]) == (worker.instance_id, "3145728 bytes")
+
+
+def test_disk_space_is_what_was_written_of_a_sparse_file(tmp_path: Path) -> None:
+    with (tmp_path / "ram").open("wb") as file:
+        file.truncate(64 * 2**20)
+        file.write(b"x" * 8192)
+    assert 8192 <= _bytes_in(tmp_path) < 2**20
