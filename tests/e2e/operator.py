@@ -176,14 +176,14 @@ class Operator:
         raise AssertionError("no agent runs")
 
     def processes(self) -> list[psutil.Process]:
-        """Every process that belongs to this installation: the agent, supervisors, guests, OpenClaw."""
+        """Every process that belongs to this installation: the agent, supervisors, guests, OpenClaw, machines."""
         found = []
         for process in psutil.process_iter():
             try:
                 environment = process.environ()
             except (psutil.Error, OSError):
                 continue
-            marks = (environment.get("MVM_STATE_DIR", ""), environment.get("MVM_GUEST_ROOT", ""))
+            marks = (environment.get(name, "") for name in ("MVM_STATE_DIR", "MVM_GUEST_ROOT", "MVM_MACHINE"))
             if any(mark.startswith(str(self.directory) + "/") for mark in marks):
                 found.append(process)
         return found
