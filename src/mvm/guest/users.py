@@ -67,8 +67,8 @@ def directories(paths: GuestPaths) -> dict[Path, Access]:
         paths.mvm_run: Access(mode=0o711),
         # Through the channel somebody speaks as this instance: the router may, OpenClaw may not.
         paths.channel: Access(mode=0o700, owner=ROUTER),
-        # OpenClaw makes its control socket here and may remove nothing else.
-        paths.openclaw_run: Access(mode=0o770 | _STICKY, group=OPENCLAW),
+        # OpenClaw makes its control socket here and may remove nothing else; the router finds its token here.
+        paths.openclaw_run: Access(mode=0o771 | _STICKY, group=OPENCLAW),
         paths.secrets: Access(mode=0o711),
         paths.config_dir: Access(mode=0o755),
         paths.data: Access(mode=0o755),
