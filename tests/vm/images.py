@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVICE = ROOT / "tests/contract/runtime/service.py"
 STANDIN = ROOT / "tests/standins/openclaw"
 PLUGIN = Path(mvm.openclaw.__path__[0]) / "plugin"
-KEPT = 3
+KEPT = 2
 """Revisions of each kind that are kept: sources change often."""
 
 

@@ -231,6 +231,7 @@ class Images:
             request = BuildRequest(
                 contents=self._contents(on_progress), role=str(pool.role), profile=pool.profile, flake=pool.flake
             )
+            self._revisions.clear_unfinished()
             inputs = builder.resolve(request, on_progress)
             self._revisions.build(builder, inputs, on_progress, force=key[-1])
             return inputs.digest
@@ -253,6 +254,7 @@ class Images:
         return Garbage(revisions=revisions, others=others)
 
     def _remove(self, garbage: Garbage) -> None:
+        self._revisions.clear_unfinished()
         for revision in garbage.revisions:
             self._revisions.remove(revision.digest)
             log.info("image revision removed", revision=revision.digest, size=revision.size)

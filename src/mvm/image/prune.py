@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import re
 
-RULES = 1
-"""Raised with every change, so that images are built anew."""
-
 _UNREAD = (".map", ".d.ts", ".d.mts", ".d.cts", ".tsbuildinfo", ".flow")
 _TEXTS = (".md", ".markdown")
 _TEXT_PLACES = re.compile(r"(^|/)(skills|dist|templates)/")

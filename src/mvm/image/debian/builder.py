@@ -123,10 +123,13 @@ class DebianBuilder:
             _require_space(self._cache)
             try:
                 modules, release = self._make_kernel(inputs.kernel, work / "kernel", target, on_progress)
-                base = self._base(inputs.packages, on_progress)
-                programs = self._programs(contents, inputs.document, on_progress)
+                layers = [
+                    self._base(inputs.packages, on_progress),
+                    self._node(contents, inputs.document, on_progress),
+                    self._openclaw(contents, inputs.document, on_progress),
+                ]
                 on_progress(Progress(text="putting the layers together"))
-                rootfs.assemble(work / "root", [base, programs], contents)
+                rootfs.assemble(work / "root", layers, contents)
                 rootfs.pack(work / "root", target / ROOTFS, inputs.digest, on_progress)
             finally:
                 self._clear_unfinished()
@@ -184,10 +187,14 @@ class DebianBuilder:
 
         return self._layer(f"base-{key[:KEY_LENGTH]}", make)
 
-    def _programs(self, contents: Contents, document: Json, on_progress: OnProgress) -> Path:
-        key = _digest(repr((VERSION, prune.RULES, document["node"], document["openclaw"])).encode())
+    def _node(self, contents: Contents, document: Json, on_progress: OnProgress) -> Path:
+        key = _digest(repr((VERSION, document["node"])).encode())
+        return self._layer(f"node-{key[:KEY_LENGTH]}", lambda target: rootfs.make_node(target, contents, on_progress))
+
+    def _openclaw(self, contents: Contents, document: Json, on_progress: OnProgress) -> Path:
+        key = _digest(repr((VERSION, document["openclaw"])).encode())
         return self._layer(
-            f"programs-{key[:KEY_LENGTH]}", lambda target: rootfs.make_programs(target, contents, on_progress)
+            f"openclaw-{key[:KEY_LENGTH]}", lambda target: rootfs.make_openclaw(target, contents, on_progress)
         )
 
     def _layer(self, name: str, make: Callable[[Path], None]) -> Path:

@@ -102,11 +102,16 @@ def make_base(target: Path, packages: dict[Package, Path], codename: str, on_pro
     )
 
 
-def make_programs(target: Path, contents: Contents, on_progress: OnProgress) -> None:
-    """Copy Node and the part of OpenClaw that a guest needs."""
-    on_progress(Progress(text="copying Node and OpenClaw"))
+def make_node(target: Path, contents: Contents, on_progress: OnProgress) -> None:
+    """Copy Node."""
+    on_progress(Progress(text="copying Node"))
     trees.make_directory(target / "usr/local/bin")
     trees.copy_file(contents.node, target / "usr/local/bin/node", executable=True)
+
+
+def make_openclaw(target: Path, contents: Contents, on_progress: OnProgress) -> None:
+    """Copy the part of OpenClaw that a guest needs."""
+    on_progress(Progress(text="copying OpenClaw"))
     modules = target / "opt/openclaw/node_modules"
     tree = module_tree(contents.openclaw_dir)
     if tree is None:
