@@ -76,6 +76,8 @@ class Catalog:
         self._by_tenant: dict[TenantId, set[InstanceId]] = {}
         self._awake: dict[TenantId, set[InstanceId]] = {}
         self._users: dict[tuple[TenantId, UserId], User] = {}
+        self._pool_ids: dict[TenantId, set[PoolId]] = {}
+        self._user_ids: dict[TenantId, set[UserId]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self.watchers: list[Callable[[Instance | None, Instance | None], None]] = []
         """Told what an instance was and what it is whenever one is saved or removed; they neither wait nor raise."""
@@ -89,11 +91,11 @@ class Catalog:
         for tenant in await catalog._read_all("tenants/", Tenant):
             catalog._tenants[tenant.tenant_id] = tenant
         for pool in await catalog._read_all("pools/", Pool):
-            catalog._pools[pool.tenant_id, pool.pool_id] = pool
+            catalog._remember_pool(pool)
         for instance in await catalog._read_all("instances/", Instance):
             catalog._remember(instance)
         for user in await catalog._read_all("users/", User):
-            catalog._users[user.tenant_id, user.user_id] = user
+            catalog._remember_user(user)
         return catalog
 
     async def _read_all(self, prefix: str, kind: type[E]) -> list[E]:
@@ -122,6 +124,14 @@ class Catalog:
             awake.add(instance.instance_id)
         else:
             awake.discard(instance.instance_id)
+
+    def _remember_pool(self, pool: Pool) -> None:
+        self._pools[pool.tenant_id, pool.pool_id] = pool
+        self._pool_ids.setdefault(pool.tenant_id, set()).add(pool.pool_id)
+
+    def _remember_user(self, user: User) -> None:
+        self._users[user.tenant_id, user.user_id] = user
+        self._user_ids.setdefault(user.tenant_id, set()).add(user.user_id)
 
     def _tell_watchers(self, before: Instance | None, after: Instance | None) -> None:
         for watcher in self.watchers:
@@ -209,10 +219,12 @@ class Catalog:
         return self.instance(address.instance)
 
     def pools_of(self, tenant: TenantId) -> list[Pool]:
-        return [pool for (owner, _), pool in sorted(self._pools.items()) if owner == tenant]
+        """Pools of a tenant, by id."""
+        return [self._pools[tenant, pool_id] for pool_id in sorted(self._pool_ids.get(tenant, ()))]
 
     def users_of(self, tenant: TenantId) -> list[User]:
-        return [user for (owner, _), user in sorted(self._users.items()) if owner == tenant]
+        """Users of a tenant, by id."""
+        return [self._users[tenant, user_id] for user_id in sorted(self._user_ids.get(tenant, ()))]
 
     def instances_of(self, tenant: TenantId, pool: PoolId | None = None) -> list[Instance]:
         """Instances of a tenant, or of one of its pools, oldest first."""
@@ -235,13 +247,13 @@ class Catalog:
 
     async def save_pool(self, pool: Pool) -> Pool:
         name = (pool.tenant_id, pool.pool_id)
-        await self._put(_pool_key(*name), pool, lambda: self._pools.__setitem__(name, pool))
+        await self._put(_pool_key(*name), pool, lambda: self._remember_pool(pool))
         self._tell_scene_watchers()
         return pool
 
     async def save_user(self, user: User) -> User:
         name = (user.tenant_id, user.user_id)
-        await self._put(_user_key(*name), user, lambda: self._users.__setitem__(name, user))
+        await self._put(_user_key(*name), user, lambda: self._remember_user(user))
         self._tell_scene_watchers()
         return user
 
@@ -288,11 +300,13 @@ class Catalog:
     async def remove_pool(self, tenant: TenantId, pool: PoolId) -> None:
         await self._delete(_pool_key(tenant, pool))
         self._pools.pop((tenant, pool), None)
+        self._pool_ids.get(tenant, set()).discard(pool)
         self._tell_scene_watchers()
 
     async def remove_user(self, tenant: TenantId, user: UserId) -> None:
         await self._delete(_user_key(tenant, user))
         self._users.pop((tenant, user), None)
+        self._user_ids.get(tenant, set()).discard(user)
         self._tell_scene_watchers()
 
     async def remove_instance(self, ref: InstanceRef) -> None:

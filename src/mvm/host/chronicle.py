@@ -23,7 +23,7 @@ class Chronicle:
         self.audit = audit
         self.events = events
         self.recorded: Callable[[AuditAction], None] = lambda action: None
-        """Told what was audited of an instance; neither waits nor raises."""
+        """Told what was audited; neither waits nor raises."""
         self.snapshot_saved: Callable[[int], None] = lambda size: None
         """Told how many bytes a snapshot takes; likewise."""
 
@@ -55,6 +55,7 @@ class Chronicle:
         detail: str | None = None,
     ) -> None:
         """Audit something that was done to a tenant or one of its pools."""
+        self.recorded(action)
         self.audit.record(tenant_id, action, actor, pool_id=pool_id, detail=detail)
         self.events.record(action.value, tenant_id=tenant_id, pool_id=pool_id, actor=actor, detail=detail)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from mvm.host.audit import AuditAction
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
@@ -24,6 +23,7 @@ from mvm.host.reconcile_apply import Executor, Run, user_path
 from mvm.host.reconcile_plan import NO_PRUNE, plan_tenant, plan_upkeep
 from mvm.host.reconcile_records import Present
 from mvm.host.reconcile_report import Failure, Report
+from mvm.host.reconcile_told import Teller
 from mvm.host.removals import Removals
 from mvm.host.retries import Retries
 from mvm.host.secrets import SecretStore
@@ -39,7 +39,7 @@ INTERVAL_SECONDS = 30.0
 ACTOR = "reconcile"
 TENANTS_AT_ONCE = 8
 _MAX_ROUNDS = 3
-"""Plans of one tenant in one pass: a later one only where an earlier one made room for what waited."""
+"""Plans of one tenant in one pass: a later one only where an earlier one made room, or an image."""
 _BREATH = 64
 """Tenants that are looked at before anybody else has their turn."""
 
@@ -79,11 +79,11 @@ class Reconciler:
         self._desired = desired
         self._retries = retries
         self._is_idle = is_idle
-        self._chronicle = chronicle
         self._clock = clock
         self._pass = asyncio.Lock()
         self._wanted = asyncio.Event()
-        self._said: dict[str, str] = {}
+        self._teller = Teller(catalog, chronicle)
+        self._unbuilt: dict[tuple[TenantId, PoolId], str] = {}
         self.observe: Callable[[float, int], None] = lambda seconds, errors: None
         """Told how long each pass took and how many errors it had."""
 
@@ -219,7 +219,7 @@ class Reconciler:
             if not dry_run:
                 await self._executor.carry_out(None, prunes.actions, run)
                 await self._carry_out(plans, asks, only, run)
-                self._tell(run.report, actor, own=actor == ACTOR)
+                self._teller.tell(run.report, actor=actor, whole_host=actor == ACTOR)
                 self.observe(self._clock.monotonic() - began, len(run.report.failures))
             return run.report
 
@@ -285,6 +285,7 @@ class Reconciler:
             idle={i.instance_id for i in self._catalog.awake_of(tenant_id) if self._is_idle(i)},
             waiting=waiting,
             images={pool.pool_id: pool.revision for pool in pools.values() if pool.revision},
+            unbuilt={pool_id: why for (owner, pool_id), why in self._unbuilt.items() if owner == tenant_id},
         )
 
     async def _removing(self) -> set[tuple[str, ...]]:
@@ -320,12 +321,13 @@ class Reconciler:
         for _ in range(_MAX_ROUNDS):
             if not plan.actions:
                 break
-            before = run.report.came_down
+            before, built = run.report.came_down, len(run.report.done["pools"]["built"])
             own = Run(run.report, run.actor, run.progress, secrets, run.all_or_nothing)
             await self._executor.carry_out(wanted, plan.actions, own)
             self._note_failures(run.report)
-            waits = any(deferral.for_room for deferral in plan.deferrals)
-            if run.given_up or not waits or run.report.came_down == before:
+            self._note_builds(plan, run.report)
+            made_room = run.report.came_down > before and any(d.for_room for d in plan.deferrals)
+            if run.given_up or not (made_room or len(run.report.done["pools"]["built"]) > built):
                 break
             failed = {failure.object: "it failed just now" for failure in run.report.failures}
             told = plan.deferrals
@@ -334,6 +336,15 @@ class Reconciler:
             run.report.deferrals = [d for d in run.report.deferrals if d not in told] + plan.deferrals
         if ask is not None and not run.all_or_nothing:
             await self._keep(ask, first)
+
+    def _note_builds(self, plan: Plan, report: Report) -> None:
+        """Remember the builds that failed, until they do not."""
+        failed = {failure.object: failure.error.message for failure in report.failures}
+        for action in plan.actions:
+            if action.kind is Kind.BUILD_POOL and action.pool_id is not None:
+                self._unbuilt.pop((action.tenant_id, action.pool_id), None)
+                if (why := failed.get(action.object)) is not None:
+                    self._unbuilt[action.tenant_id, action.pool_id] = f"its last build failed: {why}"
 
     def _note_failures(self, report: Report) -> None:
         """What failed is not tried again at once by the agent's own passes."""
@@ -361,36 +372,3 @@ class Reconciler:
 
     def _pools_of(self, tenant_id: TenantId) -> set[PoolId]:
         return {pool.pool_id for pool in self._catalog.pools_of(tenant_id)}
-
-    # What is told of it
-
-    def _tell(self, report: Report, actor: str, *, own: bool) -> None:
-        """Audit each new deferral once, and tell of each new failure; what goes on is not told at every pass."""
-        now: dict[str, str] = {}
-        for deferral in report.deferrals:
-            now[deferral.object] = deferral.reason
-            if self._said.get(deferral.object) != deferral.reason:
-                self._audit_deferral(deferral, actor)
-        for failure in report.failures:
-            now[failure.object] = failure.error.message
-            if self._said.get(failure.object) != failure.error.message or not own:
-                tenant_id = TenantId(failure.object.partition("/")[0])
-                detail = f"{failure.object}: {failure.error.message}"
-                self._chronicle.tenant_event(tenant_id, "ReconcileFailed", actor=actor, detail=detail)
-        if own:
-            self._said = now
-        else:
-            self._said.update(now)
-
-    def _audit_deferral(self, deferral: Deferral, actor: str) -> None:
-        instance = self._catalog.instances.get(deferral.instance.instance_id) if deferral.instance else None
-        if instance is not None:
-            self._chronicle.record(instance, AuditAction.TRANSITION_DEFERRED, actor=actor, detail=deferral.reason)
-        elif deferral.tenant_id in self._catalog.tenants:
-            self._chronicle.record_tenant(
-                deferral.tenant_id,
-                AuditAction.TRANSITION_DEFERRED,
-                actor=actor,
-                pool_id=deferral.pool_id,
-                detail=f"{deferral.object}: {deferral.reason}",
-            )

@@ -96,7 +96,7 @@ class _Instances:
     def plan_pool(self, spec: PoolSpec, users: list[User], *, first_start: list[User]) -> None:
         """Bring one pool to its counts. The workers of `first_start` run once as soon as there is room."""
         path = f"{self._tenant_id}/{spec.pool_id}"
-        if (why := self._present.unbuilt.get(spec.pool_id)) is not None:
+        if (why := self._to_build(spec)) is not None and path not in self._present.waiting:
             self._plan.actions.append(Action(Kind.BUILD_POOL, path, why, self._tenant_id, spec.pool_id, spec))
         present = self._by_pool.get(spec.pool_id, [])
         fixed = self._present.fixed(present, self._now)
@@ -111,6 +111,15 @@ class _Instances:
         for step in plan_counts(spec.desired, members, users=len(own_users), fixed=fixed, idle=idle):
             self._take(spec, step)
         self._tell_shortage()
+
+    def _to_build(self, spec: PoolSpec) -> str | None:
+        """Why a pool needs another image; one that never had any gets its first when its first instance starts."""
+        pool = self._present.pools.get(spec.pool_id)
+        if pool is None or not pool.revision:
+            return None
+        if (spec.flake, spec.profile) != (pool.flake, pool.profile):
+            return "its flake or profile changed"
+        return self._present.unbuilt.get(spec.pool_id)
 
     def _first_starts(
         self, spec: PoolSpec, members: list[Instance], users: list[User], fixed: set[InstanceId]

@@ -33,7 +33,7 @@ class Present:
     images: Mapping[PoolId, str] = field(default_factory=dict)
     """Image revision that a pool's instances should run; a pool without one runs whatever there is."""
     unbuilt: Mapping[PoolId, str] = field(default_factory=dict)
-    """Pools whose image is missing, or is not what they ask for any more -> why."""
+    """Pools whose last build failed -> why."""
 
     def by_pool(self) -> dict[PoolId, list[Instance]]:
         """Instances of each pool, oldest first."""
