@@ -146,15 +146,14 @@ def command(
 def _drive(drive: Drive, number: int, descriptors: tuple[int, ...]) -> list[str]:
     """A drive whose image is an open file: QEMU takes the one of a set that is opened as it needs it.
 
-    The data drive is locked: two machines on one file system would destroy it. The others are not: an image is used by
-    many, and the host itself rewrites config and secrets while they are open.
+    QEMU's locks are left out: the host rewrites images that are open, and after a snapshot QEMU would lock itself out.
     """
-    mode = "readonly=on,file.locking=off" if drive.mode is Mode.READ_ONLY else "readonly=off,file.locking=on"
+    mode = "readonly=on" if drive.mode is Mode.READ_ONLY else "readonly=off"
     extra = ",discard=unmap" if drive is DATA else ""
     return [
         *(word for descriptor in descriptors for word in ("-add-fd", f"fd={descriptor},set={number}")),
         "-drive",
-        f"id={drive.serial},if=none,file=/dev/fdset/{number},format=raw,{mode}{extra}",
+        f"id={drive.serial},if=none,file=/dev/fdset/{number},format=raw,{mode},file.locking=off{extra}",
         "-device",
         f"virtio-blk-device,drive={drive.serial},serial={drive.serial}",
     ]

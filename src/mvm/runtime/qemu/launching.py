@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import resource
@@ -16,7 +17,7 @@ from pathlib import Path
 from mvm.drives.table import Drive, Mode
 from mvm.guest import processes
 from mvm.guest.processes import Identity, Process
-from mvm.model.errors import MvmError, Unavailable
+from mvm.model.errors import Conflict, MvmError, Unavailable
 from mvm.runtime import bounds, spawning
 from mvm.runtime.base import Machine
 from mvm.runtime.qemu.command import TCG_CODE_MIB, Descriptors, Hardware, command
@@ -84,8 +85,20 @@ def _listening(stack: ExitStack, path: Path) -> int:
 
 
 def _open_drive(stack: ExitStack, path: Path, drive: Drive) -> tuple[int, ...]:
-    modes = (os.O_RDONLY, os.O_RDWR) if drive.mode is Mode.READ_WRITE else (os.O_RDONLY,)
-    return tuple(_open(stack, path, mode, f"image of drive {drive.serial}") for mode in modes)
+    """What is written is locked, by the open file that QEMU inherits: until that very QEMU has ended, however it does.
+
+    Two machines on one file system would destroy it.
+    """
+    what = f"image of drive {drive.serial}"
+    reading = _open(stack, path, os.O_RDONLY, what)
+    if drive.mode is Mode.READ_ONLY:
+        return (reading,)
+    writing = _open(stack, path, os.O_RDWR, what)
+    try:
+        fcntl.flock(writing, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Conflict(f"another machine uses '{path}'", hint="end it: `fuser -v` with that path names it") from None
+    return (reading, writing)
 
 
 def _open(stack: ExitStack, path: Path, mode: int, what: str) -> int:
