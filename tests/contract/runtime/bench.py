@@ -27,14 +27,13 @@ from mvm.wire.tagged import Answer, Request
 A = TypeVar("A", bound=Answer)
 
 LIMIT_SECONDS = 60.0
-GATEWAY_ADDRESS = "127.0.0.11"
-"""Whom the guest takes deliveries from."""
 
 
 @dataclass
 class Subject:
     """One instance of the runtime under test."""
 
+    bench: Bench
     runtime: Runtime
     machine: Machine
     layout: GuestLayout
@@ -43,8 +42,14 @@ class Subject:
     reports: list[messages.ReportStatus] = field(default_factory=list)
     desk: asyncio.AbstractServer | None = None
 
-    def write_drives(self, *, key: str, epoch: int | None = None, **config: Any) -> None:
-        """Write config and secrets; `key` is the value of the one secret."""
+    @property
+    def running(self) -> ProcessIdentity:
+        """Its process; it has one."""
+        assert self.process is not None
+        return self.process
+
+    async def write_drives(self, *, key: str, epoch: int | None = None, **config: Any) -> None:
+        """Write config and secrets and publish them; `key` is the value of the one secret."""
         self.epoch = self.epoch if epoch is None else epoch
         machine, layout = self.machine, self.layout
         guest = {
@@ -55,6 +60,7 @@ class Subject:
             "guest_ip": machine.guest_ip,
             "gateway_ip": machine.gateway_ip,
             "prefix": machine.prefix,
+            "mac": machine.mac,
             "vcpus": machine.vcpus,
             "mem_mib": machine.mem_mib,
             "allow_exec": True,
@@ -64,9 +70,9 @@ class Subject:
                 "port": layout.openclaw_port,
                 "router_port": layout.router_port,
                 "outbox_port": layout.outbox_port,
-                "delivery_sources": [GATEWAY_ADDRESS],
+                "delivery_sources": [self.bench.gateway_address],
                 "worker_key": "alice.alice",
-                "gateway_url": f"http://{GATEWAY_ADDRESS}:1",
+                "gateway_url": f"http://{self.bench.gateway_address}:1",
             },
             **config,
         }
@@ -81,6 +87,7 @@ class Subject:
             {"anthropic/ANTHROPIC_API_KEY": key.encode(), "openclaw/OPENCLAW_AUTH_TOKEN": b"the token"},
             file_mode=SECRET_FILE_MODE,
         )
+        await self.runtime.publish_drives(machine)
 
     async def listen(self) -> None:
         """Be the host's side of port 53 for this instance."""
@@ -173,17 +180,32 @@ class Subject:
         assert result.status == 0, result
         return result.stdout.decode()
 
+    async def ask_raw(self, *argv: str) -> bytes:
+        """What a command printed in the guest, as it is."""
+        result = await self.ask(messages.Exec(argv=argv, timeout_secs=10))
+        assert result.status == 0, result
+        return result.stdout
+
     async def diary(self) -> list[str]:
         """What the service wrote down, first words of each line: START with its key, END, CHECKPOINT, ..."""
         return [line.split()[0] for line in await self.diary_lines()]
 
     async def diary_lines(self) -> list[str]:
-        path = self.machine.data / "openclaw/diary"
-        return path.read_text().splitlines() if path.exists() else []
+        return (await self.bench.read_data(self, "openclaw/diary")).splitlines()
+
+    async def until_told(self, key: str) -> None:
+        """Wait until the service has been told that value of its secret, at its start or while it runs."""
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while not any(line.startswith((f"START {key}", f"RELOAD {key}")) for line in await self.diary_lines()):
+                await asyncio.sleep(0.02)
 
 
 class Bench(ABC):
     """A runtime under test and the instances made with it."""
+
+    gateway_address = "127.0.0.11"
+    """Whom guests take deliveries from."""
+    stranger_address = "127.0.0.12"
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -197,6 +219,24 @@ class Bench(ABC):
     @abstractmethod
     def leftovers(self, subject: Subject) -> list[str]:
         """What the host still has of an instance that does not run: processes, control groups, devices."""
+
+    @abstractmethod
+    async def read_data(self, subject: Subject, name: str) -> str:
+        """Content of a file on an instance's data drive; empty when there is none."""
+
+    def equip(self, machine: Machine) -> Machine:
+        """The machine as this runtime needs it."""
+        return machine
+
+    async def agent_ends(self, runtime: Runtime) -> None:
+        """The agent that had this runtime has ended: whatever it held is free for another one."""
+        return None
+
+    async def ready(self, subject: Subject | None = None) -> Subject:
+        """An instance that runs and whose service is up, by the quickest way there is."""
+        subject = subject or await self.new()
+        await subject.start_ready()
+        return subject
 
     async def new(self, *, role: Role = Role.CAPABILITY_OPENCLAW) -> Subject:
         """An instance that was never started, with its drives written."""
@@ -221,8 +261,9 @@ class Bench(ABC):
         )
         for directory in (machine.state_dir, machine.run_dir, machine.data, machine.secrets, machine.config):
             directory.mkdir(parents=True, mode=0o700)
-        subject = Subject(self.runtime, machine, await self.runtime.layout(machine))
-        subject.write_drives(key="first key")
+        machine = self.equip(machine)
+        subject = Subject(self, self.runtime, machine, await self.runtime.layout(machine))
+        await subject.write_drives(key="first key")
         self.subjects.append(subject)
         return subject
 
@@ -231,7 +272,7 @@ class Bench(ABC):
         address = await self.runtime.assign_address(subject.machine.guest_ip)
         subject.machine = replace(subject.machine, guest_ip=address)
         subject.layout = await self.runtime.layout(subject.machine)
-        subject.write_drives(key="first key")
+        await subject.write_drives(key="first key")
 
     async def close(self) -> None:
         """End every instance and make sure that nothing is left of any."""
@@ -241,4 +282,4 @@ class Bench(ABC):
                 subject.desk.close()
             await self.runtime.destroy(subject.machine)
             left += self.leftovers(subject)
-        assert not left
+        assert left == []

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.contract.runtime.bench import GATEWAY_ADDRESS, LIMIT_SECONDS, Bench, Subject
+from tests.contract.runtime.bench import LIMIT_SECONDS, Bench, Subject
 from tests.standins.waiting import until
 
 from mvm.model.errors import MvmError, Unavailable
@@ -49,17 +49,17 @@ class RuntimeConformance(ABC):
         assert await subject.diary() == ["START"]
 
     async def test_an_instance_is_not_started_twice(self, bench: Bench) -> None:
-        subject = await bench.new()
-        await subject.start()
+        subject = await bench.ready()
         with pytest.raises(MvmError, match="runs already"):
             await bench.runtime.start(subject.machine)
         await subject.ask(messages.Ping())
 
     async def test_a_stopped_instance_ended_its_service_and_left_nothing(self, bench: Bench) -> None:
-        subject = await bench.new()
-        process = await subject.start_ready()
+        subject = await bench.ready()
+        process = subject.running
         assert await subject.stop()
-        assert await subject.diary() == ["START", "END"]
+        assert (await subject.diary())[0] == "START"
+        assert (await subject.diary())[-1] == "END"
         assert not await bench.runtime.alive(process)
         assert await bench.runtime.find(subject.machine) is None
         assert bench.leftovers(subject) == []
@@ -67,8 +67,7 @@ class RuntimeConformance(ABC):
             await bench.runtime.connect(subject.machine, GUEST_AGENT_PORT)
 
     async def test_data_is_kept_over_a_stop_and_a_start(self, bench: Bench) -> None:
-        subject = await bench.new()
-        await subject.start_ready()
+        subject = await bench.ready()
         await subject.execute("sh", "-c", "echo kept > note")
         await subject.stop()
         await bench.before_next_start(subject)
@@ -76,22 +75,22 @@ class RuntimeConformance(ABC):
         assert await subject.execute("cat", "note") == "kept\n"
 
     async def test_an_instance_that_does_not_end_is_ended(self, bench: Bench) -> None:
-        subject = await bench.new()
-        process = await subject.start()
+        subject = await bench.ready()
+        process = subject.running
         await bench.runtime.pause(subject.machine, process)
         await subject.stop(grace_seconds=0)
         assert not await bench.runtime.alive(process)
         assert bench.leftovers(subject) == []
 
     async def test_stopping_what_has_ended_is_fine(self, bench: Bench) -> None:
-        subject = await bench.new()
-        process = await subject.start()
+        subject = await bench.ready()
+        process = subject.running
         await subject.stop()
         await bench.runtime.stop(subject.machine, process, grace_seconds=1)
 
     async def test_the_end_of_a_process_is_noticed(self, bench: Bench) -> None:
-        subject = await bench.new()
-        process = await subject.start()
+        subject = await bench.ready()
+        process = subject.running
         watching = asyncio.create_task(bench.runtime.wait(process))
         await asyncio.sleep(0)
         assert not watching.done()
@@ -100,8 +99,7 @@ class RuntimeConformance(ABC):
         await asyncio.wait_for(bench.runtime.wait(process), LIMIT_SECONDS)
 
     async def test_a_destroyed_instance_leaves_nothing(self, bench: Bench) -> None:
-        subject = await bench.new()
-        await subject.start_ready()
+        subject = await bench.ready()
         await bench.runtime.destroy(subject.machine)
         await bench.runtime.destroy(subject.machine)
         assert await bench.runtime.find(subject.machine) is None
@@ -111,8 +109,9 @@ class RuntimeConformance(ABC):
     # Crash and adoption
 
     async def test_a_crash_leaves_nothing_that_the_next_start_would_meet(self, bench: Bench) -> None:
-        subject = await bench.new()
-        process = await subject.start_ready()
+        subject = await bench.ready()
+        process = subject.running
+        await subject.execute("sync")
         os.kill(process.pid, signal.SIGKILL)
         await asyncio.wait_for(bench.runtime.wait(process), LIMIT_SECONDS)
         assert not await bench.runtime.alive(process)
@@ -126,8 +125,9 @@ class RuntimeConformance(ABC):
         assert bench.leftovers(subject) == []
 
     async def test_another_agent_finds_and_serves_what_runs(self, bench: Bench) -> None:
-        subject = await bench.new()
-        process = await subject.start_ready()
+        subject = await bench.ready()
+        process = subject.running
+        await bench.agent_ends(bench.runtime)
         other = bench.make_runtime()
         assert await other.find(subject.machine) == process
         assert await other.alive(process)
@@ -142,15 +142,15 @@ class RuntimeConformance(ABC):
         assert bench.leftovers(subject) == []
 
     async def test_a_pid_that_belongs_to_somebody_else_is_not_the_instance(self, bench: Bench) -> None:
-        subject = await bench.new()
-        process = await subject.start()
+        subject = await bench.ready()
+        process = subject.running
         assert not await bench.runtime.alive(process.model_copy(update={"start_time": process.start_time + 1}))
 
     # Warm
 
     async def test_a_paused_instance_does_nothing_and_goes_on_where_it_was(self, bench: Bench) -> None:
-        subject = await bench.new()
-        process = await subject.start_ready()
+        subject = await bench.ready()
+        process = subject.running
         before = await subject.execute("sh", "-c", "echo $PPID")
         await bench.runtime.pause(subject.machine, process)
         assert await bench.runtime.alive(process)
@@ -164,8 +164,8 @@ class RuntimeConformance(ABC):
         assert (await subject.diary()).count("START") == 1
 
     async def test_a_paused_instance_can_be_stopped(self, bench: Bench) -> None:
-        subject = await bench.new()
-        process = await subject.start_ready()
+        subject = await bench.ready()
+        process = subject.running
         await bench.runtime.pause(subject.machine, process)
         await subject.stop()
         assert bench.leftovers(subject) == []
@@ -173,8 +173,8 @@ class RuntimeConformance(ABC):
     # Sleep and wake
 
     async def test_a_sleeper_has_no_process_and_wakes_with_its_data(self, bench: Bench) -> None:
-        subject = await bench.new()
-        process = await subject.start_ready()
+        subject = await bench.ready()
+        process = subject.running
         await subject.execute("sh", "-c", "echo dream > note")
         assert (await subject.sleep()).success
         await bench.runtime.pause(subject.machine, process)
@@ -192,16 +192,14 @@ class RuntimeConformance(ABC):
         assert await bench.runtime.saved_snapshot(subject.machine) is None
 
     async def test_an_abandoned_sleep_is_undone_by_a_wake(self, bench: Bench) -> None:
-        subject = await bench.new()
-        await subject.start_ready()
+        subject = await bench.ready()
         assert (await subject.sleep()).success
         assert (await subject.wake()).success
         await subject.until(WorkStatus.IDLE)
         assert (await subject.diary())[-2:] == ["CHECKPOINT", "RESTORE"]
 
     async def test_an_instance_in_a_turn_refuses_to_sleep_and_goes_on(self, bench: Bench) -> None:
-        subject = await bench.new()
-        await subject.start_ready()
+        subject = await bench.ready()
         reader, writer = await _deliver(subject)
         await subject.until(WorkStatus.BUSY)
         refused = await subject.sleep(drain_seconds=0)
@@ -215,8 +213,7 @@ class RuntimeConformance(ABC):
         assert (await subject.sleep()).success
 
     async def test_the_one_line_form_of_sleep_works_too(self, bench: Bench) -> None:
-        subject = await bench.new()
-        await subject.start_ready()
+        subject = await bench.ready()
         reader, writer = await bench.runtime.connect(subject.machine, SLEEP_PREP_PORT)
         writer.write(b"SLEEP_PREP\n")
         assert (await asyncio.wait_for(reader.readline(), 60)).strip() == b"ACK"
@@ -228,35 +225,34 @@ class RuntimeConformance(ABC):
     async def test_new_secrets_reach_a_running_instance(self, bench: Bench) -> None:
         if not bench.runtime.capabilities.hot_drive_change:
             pytest.skip("its drives cannot be changed while it runs")
-        subject = await bench.new()
-        await subject.start_ready()
+        subject = await bench.ready()
         assert "START first key" in (await subject.diary_lines())[0]
-        subject.write_drives(key="second key", epoch=2)
+        await subject.write_drives(key="second key", epoch=2)
         assert (await subject.refresh()).success
-        await until(lambda: _told(subject, "second key"), what="the new secret's arrival", seconds=LIMIT_SECONDS)
+        await subject.until_told("second key")
         await subject.until(WorkStatus.IDLE)
 
     async def test_new_secrets_are_there_after_a_wake(self, bench: Bench) -> None:
-        subject = await bench.new()
-        process = await subject.start_ready()
+        subject = await bench.ready()
+        process = subject.running
         assert (await subject.sleep()).success
         snapshot = await bench.runtime.snapshot(subject.machine, process)
         await subject.stop()
         await bench.before_next_start(subject)
-        subject.write_drives(key="third key", epoch=3)
+        await subject.write_drives(key="third key", epoch=3)
         subject.process = await bench.runtime.restore(subject.machine, snapshot)
         await subject.until_answering()
         assert (await subject.wake()).success
-        await until(lambda: _told(subject, "third key"), what="the new secret's arrival", seconds=LIMIT_SECONDS)
+        await subject.until_told("third key")
 
     # Channel
 
     async def test_who_connects_to_a_host_port_is_that_instance(self, bench: Bench) -> None:
         one, two = await bench.new(), await bench.new()
-        await one.start_ready()
+        await bench.ready(one)
         await until(lambda: bool(one.reports), what="a report", seconds=LIMIT_SECONDS)
         assert two.reports == []
-        await two.start_ready()
+        await bench.ready(two)
         await until(lambda: bool(two.reports), what="a report", seconds=LIMIT_SECONDS)
 
     async def test_a_host_port_can_be_listened_on_again(self, bench: Bench) -> None:
@@ -266,7 +262,7 @@ class RuntimeConformance(ABC):
         assert first is not None
         first.close()
         await subject.listen()
-        await subject.start_ready()
+        await bench.ready(subject)
         await until(lambda: bool(subject.reports), what="a report", seconds=LIMIT_SECONDS)
 
     async def test_a_port_that_nobody_listens_on_says_so(self, bench: Bench) -> None:
@@ -276,8 +272,7 @@ class RuntimeConformance(ABC):
                 await bench.runtime.connect(subject.machine, port)
 
     async def test_deliveries_are_taken_from_the_gateway_only(self, bench: Bench) -> None:
-        subject = await bench.new()
-        await subject.start_ready()
+        subject = await bench.ready()
         reader, writer = await _deliver(subject)
         writer.write(b"hello\n")
         assert await asyncio.wait_for(reader.readline(), 10) == b"HELLO\n"
@@ -285,7 +280,7 @@ class RuntimeConformance(ABC):
         await writer.wait_closed()
         await subject.until(WorkStatus.IDLE)
         other_reader, other_writer = await asyncio.open_connection(
-            subject.machine.guest_ip, 18789, local_addr=("127.0.0.12", 0)
+            subject.machine.guest_ip, 18789, local_addr=(subject.bench.stranger_address, 0)
         )
         other_writer.write(b"hello\n")
         with suppress(ConnectionError):
@@ -296,7 +291,7 @@ class RuntimeConformance(ABC):
 
     async def test_instances_have_their_own_addresses_ports_and_files(self, bench: Bench) -> None:
         one, two = await bench.new(), await bench.new()
-        await asyncio.gather(one.start_ready(), two.start_ready())
+        await asyncio.gather(bench.ready(one), bench.ready(two))
         assert one.machine.guest_ip != two.machine.guest_ip
         await one.execute("sh", "-c", "echo mine > note")
         assert "note" not in (await two.execute("ls")).split()
@@ -307,8 +302,7 @@ class RuntimeConformance(ABC):
     # Commands
 
     async def test_a_command_runs_with_its_input_and_its_status(self, bench: Bench) -> None:
-        subject = await bench.new()
-        await subject.start()
+        subject = await bench.ready()
         result = await subject.ask(
             messages.Exec(argv=("sh", "-c", "cat; echo oops >&2; exit 3"), stdin="given", timeout_secs=10)
         )
@@ -317,15 +311,9 @@ class RuntimeConformance(ABC):
 
 async def _deliver(subject: Subject) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A delivery connection as the gateway opens it."""
-    reader, writer = await asyncio.open_connection(subject.machine.guest_ip, 18789, local_addr=(GATEWAY_ADDRESS, 0))
+    reader, writer = await asyncio.open_connection(
+        subject.machine.guest_ip, 18789, local_addr=(subject.bench.gateway_address, 0)
+    )
     writer.write(b"begin\n")
     assert await asyncio.wait_for(reader.readline(), 10) == b"BEGIN\n"
     return reader, writer
-
-
-def _told(subject: Subject, key: str) -> bool:
-    """Whether the service has been told that value of its secret, at its start or while it runs."""
-    diary = subject.machine.data / "openclaw/diary"
-    return diary.exists() and any(
-        line.startswith((f"START {key}", f"RELOAD {key}")) for line in diary.read_text().splitlines()
-    )

@@ -51,6 +51,10 @@ class ProcessBench(Bench):
             plugin_dir=self.plugin,
         )
 
+    async def read_data(self, subject: Subject, name: str) -> str:
+        path = subject.machine.data / name
+        return path.read_text() if path.exists() else ""
+
     def leftovers(self, subject: Subject) -> list[str]:
         root = Directories.of(subject.machine).root
         left = [f"process {process.identity.pid}" for process in members(root, [])]

@@ -46,8 +46,8 @@ class Deployment:
         self.worker = await self.bench.new()
         # The plugin's own port is taken by the script in OpenClaw's place; this test is the plugin.
         await self.plugin.start("127.0.0.1", 0)
-        self._write_gateway()
-        self._write_worker()
+        await self._write_gateway()
+        await self._write_worker()
         self.gateway.desk = await self.bench.runtime.listen(self.gateway.machine, HOST_PORT, self._serve)
         await self.gateway.start()
         await until(self._router_token().exists, what="the router's token", seconds=30)
@@ -56,14 +56,14 @@ class Deployment:
         await self.plugin.close()
         await self.bench.close()
 
-    def _write_gateway(self) -> None:
+    async def _write_gateway(self) -> None:
         worker, layout = self.worker.machine.ref, self.gateway.layout
         ports = {
             "port": self.plugin.port,
             "router_port": layout.router_port,
             "outbox_port": layout.outbox_port,
         }
-        self.gateway.write_drives(key="unused", openclaw=ports)
+        await self.gateway.write_drives(key="unused", openclaw=ports)
         files = {
             "config.json": self.gateway.machine.config.joinpath("config.json").read_bytes(),
             "openclaw.json": self.gateway.machine.config.joinpath("openclaw.json").read_bytes(),
@@ -100,9 +100,9 @@ class Deployment:
             file_mode=SECRET_FILE_MODE,
         )
 
-    def _write_worker(self) -> None:
+    async def _write_worker(self) -> None:
         layout, gateway = self.worker.layout, self.gateway.machine.guest_ip
-        self.worker.write_drives(
+        await self.worker.write_drives(
             key="first key",
             openclaw={
                 "port": layout.openclaw_port,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mvm.model.addresses import loopback_address
 from mvm.model.errors import Unavailable
 from mvm.runtime.process import claims
 
@@ -44,11 +45,11 @@ def listen() -> Iterator[Callable[[str, int], socket.socket]]:
     [("10.240.1.3", "127.240.1.3"), ("10.255.255.254", "127.255.255.254"), ("127.9.8.7", "127.9.8.7")],
 )
 def test_an_address_has_its_usual_loopback_address(guest_ip: str, expected: str) -> None:
-    assert claims.loopback_address(guest_ip) == expected
+    assert loopback_address(guest_ip) == expected
 
 
 def test_addresses_of_other_networks_are_mapped_apart() -> None:
-    mapped = {claims.loopback_address(f"192.168.7.{last}") for last in range(3, 255)}
+    mapped = {loopback_address(f"192.168.7.{last}") for last in range(3, 255)}
     assert len(mapped) > 245
     assert all(64 <= int(address.split(".")[1]) < 192 for address in mapped)
 

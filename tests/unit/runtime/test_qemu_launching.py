@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import pytest
 from tests.unit.runtime.qemu_machines import machine
 
 from mvm.drives.table import Drive, drives_of
-from mvm.model.errors import InvalidInput, Unavailable
+from mvm.model.errors import Conflict, InvalidInput, Unavailable
 from mvm.model.roles import Role
 from mvm.runtime import spawning
 from mvm.runtime.base import Machine
 from mvm.runtime.qemu import launching
 from mvm.runtime.qemu.accelerator import Accelerator
-from mvm.runtime.qemu.command import Hardware
+from mvm.runtime.qemu.command import Descriptors, Hardware
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.qemu.launching import Qemu
 
@@ -144,6 +145,23 @@ def test_the_data_drive_is_opened_for_both_and_the_others_for_reading(subject: M
         "secrets": [os.O_RDONLY],
         "config": [os.O_RDONLY],
     }
+
+
+async def test_a_data_drive_in_use_is_refused_as_long_as_its_process_lives(subject: Machine, tmp_path: Path) -> None:
+    files, found = Files.of(subject), images(tmp_path)
+    qemu = program(tmp_path / "qemu", "exec sleep 600")
+    with launching.opened(hardware(tmp_path), files, found, ram(files), None) as descriptors:
+        launching.launch(qemu, subject, files, HARDWARE, descriptors, incoming=False)
+    other = Files.of(machine(subject.run_dir.parent / "o"))
+    with pytest.raises(Conflict, match="another machine uses"), opened_for(other, found, tmp_path):
+        pass
+    await launching.end_all(files, who="it")
+    with opened_for(other, found, tmp_path):
+        pass
+
+
+def opened_for(files: Files, found: dict[Drive, Path], base: Path) -> AbstractContextManager[Descriptors]:
+    return launching.opened(hardware(base), files, found, ram(files), None)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user is taken on")
