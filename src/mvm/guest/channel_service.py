@@ -18,17 +18,19 @@ from pathlib import Path
 from typing import Protocol
 
 from mvm.guest import virtio_port
-from mvm.guest.channel import HOST_PORT, SUPERVISOR_PORT
+from mvm.guest.channel import HOST_PORT, SUPERVISOR_PORT, UnixChannel
 from mvm.guest.joint import Half
 from mvm.guest.paths import GuestPaths
+from mvm.guest.relay import Relay
 from mvm.guest.virtio_port import VirtioPort
 from mvm.guest.vsock import VsockCarrier
 from mvm.wire.mux import GuestEnd
 from mvm.wire.mux_connection import MuxConnection
+from mvm.wire.relaying import RELAY_PORT
 
 log = logging.getLogger(__name__)
 
-HOST_PORTS = (HOST_PORT,)
+HOST_PORTS = (HOST_PORT, RELAY_PORT)
 """Host ports that have a socket in the guest."""
 VSOCK_DEVICE = Path("/dev/vsock")
 ROUTER_GROUP = "router"
@@ -205,5 +207,11 @@ async def serve(environment: Mapping[str, str]) -> None:
     paths = GuestPaths.from_environment(environment)
     bridge = Bridge(paths.channel, paths.supervisor_socket, find_carrier())
     await bridge.start()
+    relay = Relay(UnixChannel(paths.channel))
+    try:
+        await relay.start()
+    except OSError as error:  # the channel is worth more than what needs it only where there is no network
+        log.error("there is no relay to other instances: %s", error)
     await stop.wait()
+    await relay.close()
     await bridge.close()

@@ -5,6 +5,7 @@ A copy of another machine's memory wakes up as that machine; taking an identity 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import ipaddress
 import logging
@@ -20,6 +21,10 @@ log = logging.getLogger(__name__)
 NOBODYS_NETWORK = ipaddress.IPv4Network("192.0.2.0/24")
 """Never routed (RFC 5737): an address from it means that this machine is nobody's, and will be copied."""
 _MACHINE_ID_PURPOSE = b"mvm machine id\0"
+
+QEMUS_NETWORK = Addresses(mac=None, address="10.0.2.15", prefix=24, gateway="10.0.2.2")
+"""What a machine is in the network that its own QEMU makes up, on a host without privileges."""
+QEMUS_RESOLVER = "10.0.2.3"
 
 
 def take(paths: GuestPaths, config: GuestConfig) -> bool:
@@ -66,7 +71,12 @@ def _take_name(root: Path, config: GuestConfig) -> bool:
 
 def _take_files(root: Path, config: GuestConfig) -> None:
     _write(root / "etc/hosts", hosts_file(config.instance_id))
-    _write(root / "etc/resolv.conf", resolver_file(config.dns))
+    _write(root / "etc/resolv.conf", resolver_file((QEMUS_RESOLVER,) if _is_relayed(config) else config.dns))
+
+
+def _is_relayed(config: GuestConfig) -> bool:
+    """True when other instances are reached through the host only, which gives loopback addresses then."""
+    return ipaddress.IPv4Address(config.guest_ip).is_loopback
 
 
 def _write(path: Path, text: str) -> None:
@@ -81,7 +91,10 @@ def _take_addresses(config: GuestConfig) -> bool:
         log.info("there is no network device")
         return False
     device = NetworkDevice(name)
-    wanted = Addresses(mac=config.mac, address=config.guest_ip, prefix=config.prefix, gateway=config.gateway_ip)
+    if _is_relayed(config):
+        wanted = dataclasses.replace(QEMUS_NETWORK, mac=config.mac)
+    else:
+        wanted = Addresses(mac=config.mac, address=config.guest_ip, prefix=config.prefix, gateway=config.gateway_ip)
     new = not device.has(wanted)
     if new:
         device.take(wanted)

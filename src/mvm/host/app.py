@@ -39,7 +39,7 @@ from mvm.host.inspection import Inspection
 from mvm.host.lifecycle import Lifecycle
 from mvm.host.locations import Locations
 from mvm.host.machines import InstanceDirectories
-from mvm.host.networks import Networks
+from mvm.host.networks import Networks, what_is_missing
 from mvm.host.observation import Observer
 from mvm.host.pairing import Pairing
 from mvm.host.policy_loop import PolicyLoop
@@ -51,6 +51,7 @@ from mvm.host.reconcile_apply import Executor
 from mvm.host.records import Records
 from mvm.host.recovery import Recovery
 from mvm.host.refreshes import Refreshes
+from mvm.host.relay import Relay
 from mvm.host.removals import Removals
 from mvm.host.reports import Reports
 from mvm.host.rest import Rest
@@ -164,7 +165,7 @@ async def open_host(
             gateways=gateways,
             dns=networks.dns,
         )
-        attachments = Attachments(lambda ref: desk.handler_for(ref))
+        attachments = Attachments(lambda ref: desk.handler_for(ref), relay_for=lambda ref: relay.handler_for(ref))
         stack.push_async_callback(attachments.close)
         slots = Slots()
         bases = Bases(
@@ -202,6 +203,7 @@ async def open_host(
             clock=clock,
             environment=environment,
         )
+        relay = Relay(catalog, gateways, known_runtimes, bring_up.machine)
         records = Records(catalog, clock)
         rest = Rest(
             catalog=catalog,
@@ -413,7 +415,10 @@ async def serve(locations: Locations) -> None:
     level = logging.getLevelNamesMapping()[locations.log_level.upper()]
     configure(style, level=level, file=_own_log(locations))
     programs = await asyncio.to_thread(host_programs, locations)
-    qemu = QemuRuntime(run_dir=locations.run_dir, open_tap=_open_tap)
+    missing = await what_is_missing()
+    qemu = QemuRuntime(run_dir=locations.run_dir, open_tap=_open_tap, user_network=missing is not None)
+    if missing is not None:
+        log.info("machines would get no network of their tenant", reason=missing, see="docs/network.md")
     runtimes: dict[str, Runtime] = {"qemu": qemu, "process": ProcessRuntime(programs)}
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(only_agent(locations.socket))

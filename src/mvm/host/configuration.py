@@ -21,6 +21,7 @@ from mvm.model.routes import DELIVERY_PORT, OUTBOUND_PORT, routes_for_users
 from mvm.model.secrets import WORKERS_SCOPE
 from mvm.openclaw import render
 from mvm.runtime.base import GuestLayout
+from mvm.wire import relaying
 
 CONFIG_FILE = "config.json"
 OPENCLAW_FILE = "openclaw.json"
@@ -80,7 +81,8 @@ def render_drives(picture: Picture) -> DriveContents:
     files: dict[str, bytes] = {}
     secrets = {path: value.encode() for path, value in picture.secrets.items()}
     if role is Role.GATEWAY:
-        table, directory = routes_for_users(picture.served)
+        port = relaying.DELIVERY[0] if picture.layout.relayed else DELIVERY_PORT
+        table, directory = routes_for_users(picture.served, target_port=port)
         files[ROUTES_FILE] = _document(table.with_given(picture.pool.routing_table).to_json())
         files[USERS_FILE] = _document(directory.to_json())
         secrets |= {
@@ -138,18 +140,19 @@ def _openclaw_section(picture: Picture) -> Json:
         return section
     # Only its own gateway may deliver to a worker; without one nobody may.
     section["delivery_sources"] = [] if picture.gateway is None else [picture.gateway.network.guest_ip]
-    if (url := gateway_url(picture.tenant, picture.gateway)) is not None:
+    if (url := gateway_url(picture.tenant, picture.gateway, picture.layout)) is not None:
         section["gateway_url"] = url
     if picture.instance.user is not None:
         section["worker_key"] = worker_key(picture.instance.tenant_id, picture.instance.user)
     return section
 
 
-def gateway_url(tenant: Tenant, gateway: Instance | None) -> str | None:
+def gateway_url(tenant: Tenant, gateway: Instance | None, layout: GuestLayout) -> str | None:
     """Where a worker posts what nobody asked for: as the tenant's manifest says, else its gateway."""
     if tenant.openclaw is not None and tenant.openclaw.gateway_url is not None:
         return tenant.openclaw.gateway_url
-    return None if gateway is None else f"http://{gateway.network.guest_ip}:{OUTBOUND_PORT}"
+    port = relaying.OUTBOUND[0] if layout.relayed else OUTBOUND_PORT
+    return None if gateway is None else f"http://{gateway.network.guest_ip}:{port}"
 
 
 def _openclaw_config(picture: Picture) -> render.JsonObject:

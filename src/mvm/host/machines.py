@@ -64,6 +64,7 @@ class InstanceDirectories:
             image=self.images / instance.image_revision if instance.image_revision else None,
             data_mib=data_disk_mib(pool.data_disk_mib),
             bridge=addresses.bridge_name(net_id),
+            closed=pool.egress == "none",
             uid=addresses.instance_uid(net_id, octet) if self.own_uids and octet else None,
             environment=environment,
         )

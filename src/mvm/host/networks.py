@@ -69,7 +69,7 @@ class Networks:
     async def start(self) -> None:
         """Find out what this host allows, put in place what its instances need, and keep it so until `close`."""
         self._resolvers = await asyncio.to_thread(self._read_resolvers)
-        self._reason = await _what_is_missing()
+        self._reason = await what_is_missing()
         self._catalog.watchers.append(self._instance_changed)
         self._catalog.scene_watchers.append(self._scene_changed)
         try:
@@ -261,7 +261,7 @@ def _place(instance: Instance) -> object:
     return instance.network, instance.runtime, instance.user
 
 
-async def _what_is_missing() -> str | None:
+async def what_is_missing() -> str | None:
     """Why tenants cannot have networks here, found out by asking the parts; None when they can."""
     if not os.access(taps.TUN_DEVICE, os.R_OK | os.W_OK):
         return f"{taps.TUN_DEVICE} is missing or may not be opened"

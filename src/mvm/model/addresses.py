@@ -5,6 +5,7 @@ Pure arithmetic: which ids and octets are taken is passed in, and nothing here k
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
 
@@ -138,6 +139,24 @@ def host_address(subnet: IPv4Network, host_octet: int) -> IPv4Address:
 def gateway_address(subnet: IPv4Network) -> IPv4Address:
     """Address of a tenant's bridge (`.1`)."""
     return host_address(subnet, GATEWAY_OCTET)
+
+
+def loopback_address(guest_ip: str) -> str:
+    """The loopback address that stands for an address of the tenant's network: 10.240.1.3 becomes 127.240.1.3."""
+    address = IPv4Address(guest_ip)
+    if address.is_loopback:
+        return guest_ip
+    if address in CLUSTER_RANGE:
+        return f"127.{str(address).partition('.')[2]}"
+    digest = hashlib.sha256(address.packed).digest()
+    return f"127.{64 + digest[0] % 128}.{digest[1]}.{3 + digest[2] % 252}"
+
+
+def networked_address(guest_ip: str) -> str:
+    """The address in the cluster's range that a loopback one stands for; any other as it is."""
+    candidate = IPv4Address(0x0A000000 | int(IPv4Address(guest_ip)) & 0x00FFFFFF)
+    fits = IPv4Address(guest_ip).is_loopback and candidate in CLUSTER_RANGE
+    return str(candidate) if fits else guest_ip
 
 
 def instance_network(network: TenantNetwork, host_octet: int) -> InstanceNetwork:

@@ -53,6 +53,8 @@ class Capabilities:
     """Runs image revisions (`Machine.image`); otherwise the host's own programs."""
     networks: bool = False
     """Instances have devices in their tenant's network, whose bridge and rules the host keeps."""
+    relayed: bool = False
+    """Instances have no network in common: the host carries what they say to each other (`mvm.host.relay`)."""
     slowness: float = 1.0
     """How many times longer than on this host itself a guest may take; limits for guests are multiplied by it."""
 
@@ -97,6 +99,8 @@ class Machine:
     """Size of the data drive; one that has become larger grows at the next start."""
     bridge: str = ""
     """Name of the tenant's bridge; empty where the runtime has no networks."""
+    closed: bool = False
+    """Its pool lets nothing out; for runtimes whose network the host has no rules for."""
     uid: int | None = None
     """User (and group) that its process runs as; None: the agent's own."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -128,6 +132,8 @@ class GuestLayout:
     host_address: str | None = None
     """Where the guest finds what listens on the host's loopback, as far as its pool's `egress` lists it (`host:PORT`);
     None where the host's loopback is its own."""
+    relayed: bool = False
+    """Other instances are reached at the relay's ports (`mvm.wire.relaying`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

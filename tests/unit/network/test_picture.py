@@ -2,78 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from tests.unit.network.town import ALICE, BOB, GATEWAYS, PEOPLE, Town
 
 from mvm.host.catalog import Catalog
-from mvm.host.gateways import Gateways
-from mvm.model import addresses
 from mvm.model.egress import Egress, host_ports, reaches_internet
-from mvm.model.entities import Instance, Pool, Tenant, User
-from mvm.model.ids import InstanceId, PoolId, TenantId, TenantNetId, UserId
-from mvm.model.roles import Role
+from mvm.model.entities import Instance
 from mvm.network.devices import overlapping_routes
-from mvm.network.picture import Grant, Picture, Resolvers, draw
+from mvm.network.picture import Grant, Picture, Resolvers
 from mvm.network.resolvers import nameservers, read_resolvers
 from mvm.network.rules import render
 from mvm.store.sqlite import SqliteStore
-
-NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-ALICE, BOB = TenantId("alice"), TenantId("bob")
-GATEWAYS, PEOPLE = PoolId("gateways"), PoolId("people")
-
-
-class Town:
-    """A catalog that is filled by hand."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
-
-    async def tenant(self, tenant_id: TenantId, net_id: int, **settings: object) -> None:
-        network = addresses.tenant_network(TenantNetId(net_id))
-        tenant = Tenant(tenant_id=tenant_id, network=network, created_at=NOW)
-        await self.catalog.save_tenant(tenant.model_copy(update=settings))
-        for pool, role in ((GATEWAYS, Role.GATEWAY), (PEOPLE, Role.CAPABILITY_OPENCLAW)):
-            await self.catalog.save_pool(Pool(tenant_id=tenant_id, pool_id=pool, role=role, created_at=NOW))
-
-    async def instance(self, tenant_id: TenantId, pool_id: PoolId, *, user: str | None = None) -> Instance:
-        number = len(self.catalog.instances) + 1
-        tenant, pool = self.catalog.tenant(tenant_id), self.catalog.pool(tenant_id, pool_id)
-        octets = {i.network.host_octet for i in self.catalog.instances_of(tenant_id)}
-        instance = Instance(
-            tenant_id=tenant_id,
-            pool_id=pool_id,
-            instance_id=InstanceId(f"i-{number:08x}"),
-            role=pool.role,
-            network=addresses.allocate_instance(tenant.network, used_octets=octets),
-            created_at=NOW,
-            user=None if user is None else UserId(user),
-        )
-        if user is not None:
-            await self.catalog.save_user(
-                User(
-                    tenant_id=tenant_id,
-                    user_id=UserId(user),
-                    pool_id=pool_id,
-                    instance_id=instance.instance_id,
-                    created_at=NOW,
-                )
-            )
-        return await self.catalog.save_instance(instance)
-
-    def picture(self) -> Picture:
-        gateways = Gateways(self.catalog)
-        return draw(
-            self.catalog.tenants,
-            self.catalog.pools,
-            self.catalog.instances.values(),
-            serving=lambda tenant: s.tenant_id if (s := gateways.serving_tenant(tenant)) else None,
-            granted=gateways.granted,
-            resolvers=Resolvers(),
-        )
 
 
 @pytest.fixture
@@ -174,6 +116,16 @@ def test_a_resolver_behind_the_host_is_asked_at_the_bridge() -> None:
 
 def test_whatever_else_is_in_a_resolv_conf_is_passed_over() -> None:
     assert nameservers("search example\nnameserver\nnameserver x\nnameserver 0.0.0.0\noptions ndots:1") == []
+
+
+@pytest.mark.parametrize("address", ["10.240.1.3", "10.255.254.254"])
+def test_an_address_in_the_cluster_and_the_loopback_one_for_it_are_found_from_each_other(address: str) -> None:
+    assert addresses.networked_address(addresses.loopback_address(address)) == address
+
+
+@pytest.mark.parametrize("address", ["10.240.1.3", "192.168.7.3", "127.0.0.1"])
+def test_any_other_address_is_left_as_it_is(address: str) -> None:
+    assert addresses.networked_address(address) == address
 
 
 def test_routes_of_the_host_into_the_range_of_tenants_are_found(tmp_path: Path) -> None:

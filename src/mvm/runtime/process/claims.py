@@ -7,8 +7,6 @@ ends, however it ends, the kernel lets go of the claim. There is no lock file th
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import os
 import random
 import socket
@@ -16,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvm.model.addresses import loopback_address
 from mvm.model.errors import Unavailable
 
 CLAIM_PORT = 18788
@@ -34,8 +33,6 @@ ROUTER_OFFSET = BLOCK - 3
 OUTBOX_OFFSET = BLOCK - 2
 CLAIM_OFFSET = BLOCK - 1
 PORT_ATTEMPTS = 200
-
-_FIXED = ipaddress.ip_network("10.240.0.0/12")
 
 
 class Claim:
@@ -76,17 +73,6 @@ class PortBlock:
     @property
     def outbox(self) -> int:
         return self.first + OUTBOX_OFFSET
-
-
-def loopback_address(guest_ip: str) -> str:
-    """The loopback address that stands for an address of the tenant's network: 10.240.1.3 becomes 127.240.1.3."""
-    address = ipaddress.IPv4Address(guest_ip)
-    if address.is_loopback:
-        return guest_ip
-    if address in _FIXED:
-        return f"127.{str(address).partition('.')[2]}"
-    digest = hashlib.sha256(address.packed).digest()
-    return f"127.{64 + digest[0] % 128}.{digest[1]}.{3 + digest[2] % 252}"
 
 
 def other_addresses(chance: random.Random) -> Iterator[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from mvm.guest import processes
 from mvm.guest.processes import Identity
 from mvm.guest.services import PASSED_ON
+from mvm.model.addresses import loopback_address
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import MvmError, TimedOut, Unavailable
 from mvm.model.ids import InstanceId
@@ -108,7 +109,7 @@ class ProcessRuntime:
 
     async def assign_address(self, guest_ip: str) -> str:
         """A loopback address for it, claimed until the instance's end; the usual one when that is free."""
-        usual = claims.loopback_address(guest_ip)
+        usual = loopback_address(guest_ip)
         held = self._addresses.pop(usual, None)
         if held is not None:
             held.close()  # of a start that did not happen

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from mvm.drives.table import DATA, Drive, Mode
@@ -68,6 +69,17 @@ class Descriptors:
         return found if self.tap is None else [*found, self.tap]
 
 
+class Network(StrEnum):
+    """What the other end of the network device is."""
+
+    HOST = "host"
+    """The host's network, by an open TAP; nothing without one."""
+    USER = "user"
+    """A network that QEMU makes up, from which it connects outwards as an ordinary program."""
+    USER_CLOSED = "user-closed"
+    """The same, out of which nothing is let."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
     """What the guest's hardware is made of."""
@@ -81,6 +93,7 @@ class Hardware:
     parameters: str = ""
     """What the image wants on the kernel's command line."""
     tsc_khz: int | None = None
+    network: Network = Network.HOST
 
 
 def cpu_model(accelerator: Accelerator) -> str:
@@ -101,7 +114,9 @@ def kernel_line(hardware: Hardware) -> str:
 def layout(hardware: Hardware) -> str:
     """Names the hardware as the guest's memory knows it: equal for two command lines between which it can move."""
     drives = ",".join(f"{drive.serial}:{drive.mode}" for drive in hardware.drives)
-    parts = (LAYOUT, MACHINE, cpu_model(hardware.accelerator), hardware.vcpus, hardware.mem_mib, drives, NO_OFFLOADS)
+    parts = [LAYOUT, MACHINE, cpu_model(hardware.accelerator), hardware.vcpus, hardware.mem_mib, drives, NO_OFFLOADS]
+    if hardware.network is not Network.HOST:  # its state is in the snapshot too
+        parts.append(Network.USER)
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
@@ -131,7 +146,7 @@ def command(
         "-chardev", f"socket,id=mux,fd={files.mux},server=on,wait=off",
         "-device", f"virtserialport,chardev=mux,nr=1,name={CHANNEL_PORT}",
         "-device", "virtio-rng-device",
-        "-netdev", "hubport,id=net,hubid=0" if files.tap is None else f"tap,id=net,fd={files.tap}",
+        "-netdev", _network(hardware, files),
         "-device", f"virtio-net-device,netdev=net,mac={mac},{NO_OFFLOADS}",
         "-device", "virtio-balloon-device,free-page-reporting=on",
     ]
@@ -141,6 +156,13 @@ def command(
     if incoming:
         arguments += ["-incoming", "defer"]
     return arguments
+
+
+def _network(hardware: Hardware, files: Descriptors) -> str:
+    if hardware.network is not Network.HOST:
+        restrict = "on" if hardware.network is Network.USER_CLOSED else "off"
+        return f"user,id=net,ipv6=off,restrict={restrict}"
+    return "hubport,id=net,hubid=0" if files.tap is None else f"tap,id=net,fd={files.tap}"
 
 
 def _drive(drive: Drive, number: int, descriptors: tuple[int, ...]) -> list[str]:

@@ -16,7 +16,7 @@ from mvm.image.base import ROOTFS as ROOT_IMAGE
 from mvm.model.errors import MvmError, Unavailable
 from mvm.runtime.base import Machine
 from mvm.runtime.qemu.accelerator import Found
-from mvm.runtime.qemu.command import Hardware, layout
+from mvm.runtime.qemu.command import Hardware, Network, layout
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.qemu.tsc import host_tsc_khz
 
@@ -25,7 +25,7 @@ MADE_BY = "made_by.json"
 CPUINFO = Path("/proc/cpuinfo")
 
 
-def hardware(machine: Machine, found: Found) -> Hardware:
+def hardware(machine: Machine, found: Found, network: Network = Network.HOST) -> Hardware:
     """What the machine is made of. Raises `Unavailable` when a part of it is not there."""
     image = _image(machine)
     for name in FILES:
@@ -40,6 +40,7 @@ def hardware(machine: Machine, found: Found) -> Hardware:
         initrd=image / INITRD,
         parameters=_kernel_arguments(image),
         tsc_khz=host_tsc_khz(),
+        network=network,
     )
 
 
