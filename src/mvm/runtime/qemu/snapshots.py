@@ -110,12 +110,14 @@ def _verify_files(files: Files, metadata: Mapping[str, str]) -> None:
 
 
 def consume(files: Files) -> None:
-    """Take the name away, for good: from now on the files may change. Raises `SnapshotRejected` when it is gone."""
+    """Take the name away: from now on the files may change. Raises `SnapshotRejected` when it is gone.
+
+    `sparse.sync_directory` makes it last; until then a power cut may bring the name back.
+    """
     try:
         os.replace(files.memory / METADATA, files.memory / CONSUMED)
     except FileNotFoundError:
         raise SnapshotRejected("the snapshot was used already") from None
-    sparse.sync_directory(files.memory)
 
 
 def give_back(files: Files) -> None:
