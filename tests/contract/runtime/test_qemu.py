@@ -34,7 +34,7 @@ from mvm.wire.messages import WorkStatus
 REASON = namespaces_work()
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
     pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs QEMU"),
 ]
