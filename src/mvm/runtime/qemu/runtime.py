@@ -20,6 +20,7 @@ from mvm.drives import images
 from mvm.drives.table import CONFIG, DATA, SECRETS, drives_of
 from mvm.guest import processes
 from mvm.guest.processes import Identity
+from mvm.model.addresses import loopback_address, networked_address
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import Conflict, MvmError, SnapshotRejected, Unavailable
 from mvm.model.ids import InstanceId
@@ -37,7 +38,7 @@ from mvm.runtime.base import (
 from mvm.runtime.qemu import accelerator, bases, launching, makeup, shutdown, snapshots
 from mvm.runtime.qemu.accelerator import Found
 from mvm.runtime.qemu.attachment import Attachment
-from mvm.runtime.qemu.command import Hardware
+from mvm.runtime.qemu.command import Hardware, Network
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.qemu.launching import Qemu
 from mvm.runtime.qemu.monitor import Monitor, MonitorClosed, open_monitor
@@ -49,6 +50,9 @@ CONNECT_SECONDS = 5.0
 
 SLOWNESS_OF_EMULATION = 4.0
 """For limits: single programs take about ten times as long, a start of OpenClaw was seen to take three minutes."""
+
+USER_NETWORK_HOST = "10.0.2.2"
+"""Where a guest finds the host's loopback in the network that its QEMU makes up."""
 
 OpenTap = Callable[[Machine], int | None]
 
@@ -63,11 +67,15 @@ class QemuRuntime:
 
     name = "qemu"
 
-    def __init__(self, *, run_dir: Path | None = None, open_tap: OpenTap = no_network) -> None:
+    def __init__(
+        self, *, run_dir: Path | None = None, open_tap: OpenTap = no_network, user_network: bool = False
+    ) -> None:
         """`run_dir` is where it keeps what it found out about this host; `open_tap` opens a machine's network device
-        (an open file that QEMU may read and write; closed by this runtime)."""
+        (an open file that QEMU may read and write; closed by this runtime). With `user_network`, for hosts that let
+        nobody make one, machines get a network that their own QEMU makes up, and reach each other by the relay."""
         self._run_dir = run_dir
-        self._open_tap = open_tap
+        self._open_tap = no_network if user_network else open_tap
+        self._user_network = user_network
         self._found: Found | None = None
         self._finding = asyncio.Lock()
         self._attachments: dict[InstanceId, Attachment] = {}
@@ -76,13 +84,15 @@ class QemuRuntime:
     def capabilities(self) -> Capabilities:
         emulated = self._found is not None and not self._found.accelerator.is_hardware
         return Capabilities(
-            isolated=True,
+            # With a user network it is QEMU that connects outwards, and reaches the host's own services.
+            isolated=not self._user_network,
             memory_snapshot=True,
             clone=True,
             hot_drive_change=True,
             channel=ChannelKind.VIRTIO_SERIAL,
             images=True,
-            networks=True,
+            networks=not self._user_network,
+            relayed=self._user_network,
             slowness=SLOWNESS_OF_EMULATION if emulated else 1.0,
         )
 
@@ -111,7 +121,8 @@ class QemuRuntime:
         )
 
     async def assign_address(self, guest_ip: str) -> str:
-        return guest_ip
+        """The address itself, or the loopback one that stands for it where machines have no network in common."""
+        return loopback_address(guest_ip) if self._user_network else networked_address(guest_ip)
 
     async def layout(self, machine: Machine) -> GuestLayout:
         """Every guest has a machine of its own: the same paths and ports everywhere."""
@@ -122,7 +133,8 @@ class QemuRuntime:
             config=CONFIG.mount_point,
             plugin_dir="/opt/mvm/openclaw-plugin",
             discord_plugin_dir="/opt/openclaw/node_modules/@openclaw/discord" if machine.role.runs_openclaw else None,
-            host_address=machine.gateway_ip,
+            host_address=USER_NETWORK_HOST if self._user_network else machine.gateway_ip,
+            relayed=self._user_network,
         )
 
     async def publish_drives(self, machine: Machine) -> None:
@@ -369,7 +381,9 @@ class QemuRuntime:
     async def _made_of(self, machine: Machine) -> tuple[Hardware, dict[str, str]]:
         """What the machine is made of, and what a snapshot of it fits to."""
         found = await self._host()
-        hardware = await asyncio.to_thread(makeup.hardware, machine, found)
+        user_network = Network.USER_CLOSED if machine.closed else Network.USER
+        network = user_network if self._user_network else Network.HOST
+        hardware = await asyncio.to_thread(makeup.hardware, machine, found, network)
         return hardware, makeup.made_by(machine, Files.of(machine), hardware, found)
 
     async def _clear(self, machine: Machine, files: Files) -> None:
