@@ -17,6 +17,8 @@ ANSWER_SECONDS = 10.0
 RESTORE_SECONDS = 4.0
 CHECKPOINT_MARGIN_SECONDS = 3.0
 """What a checkpoint may take beyond its drain time."""
+CATCH_UP_SECONDS = 90.0
+"""What a wake under another configuration may take OpenClaw; it notices a changed file after a second by itself."""
 MAX_LINE = 64 * 1024
 
 
@@ -61,9 +63,13 @@ class ControlSocket:
         """Let a held OpenClaw go on; fine when it is not held."""
         await self.request("RESTORE", RESTORE_SECONDS)
 
-    async def reload_secrets(self) -> None:
+    async def reload_secrets(self, seconds: float = ANSWER_SECONDS) -> None:
         """Have OpenClaw read its secrets file again."""
-        await self.request("RELOAD_SECRETS")
+        await self.request("RELOAD_SECRETS", seconds)
+
+    async def config_applied(self) -> None:
+        """Return when OpenClaw goes by its configuration as it is in the file now."""
+        await self.request("CONFIG_APPLIED", CATCH_UP_SECONDS)
 
     async def forget_randomness(self) -> None:
         """Have OpenClaw throw away the random numbers that it drew in advance, which a copy of it would draw too."""

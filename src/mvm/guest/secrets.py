@@ -96,9 +96,37 @@ def is_variable(key: str) -> bool:
     return _VARIABLE.fullmatch(key) is not None
 
 
-def environment_of(values: dict[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The variables for OpenClaw's environment, and the names that cannot be variables because of their value."""
-    variables = {key: value for key, value in values.items() if is_variable(key)}
+def referenced(openclaw_config: Path) -> frozenset[str]:
+    """Secrets that OpenClaw's configuration names by SecretRef; none when it cannot be read."""
+    found: set[str] = set()
+
+    def look(value: object) -> None:
+        if isinstance(value, dict):
+            if value.get("source") == "file" and isinstance(value.get("id"), str):
+                found.add(value["id"].removeprefix("/"))
+            for item in value.values():
+                look(item)
+        elif isinstance(value, list):
+            for item in value:
+                look(item)
+
+    try:
+        look(json.loads(openclaw_config.read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return frozenset()
+    return frozenset(found)
+
+
+def environment_of(
+    values: dict[str, str], apart: frozenset[str] = frozenset()
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The variables for OpenClaw's environment, and the names that cannot be variables because of their value.
+
+    Those `apart` are left out: OpenClaw prefers a model provider's variable to the SecretRef in its configuration, and
+    would go on using a key that has long been replaced. Its own token it takes from the configuration all the same.
+    """
+    apart -= {AUTH_TOKEN}
+    variables = {key: value for key, value in values.items() if is_variable(key) and key not in apart}
     unfit = tuple(sorted(key for key, value in variables.items() if _NOT_FOR_ENVIRONMENT.search(value)))
     variables = {key: value for key, value in variables.items() if key not in unfit}
     if AUTH_TOKEN in variables:
@@ -106,9 +134,12 @@ def environment_of(values: dict[str, str]) -> tuple[dict[str, str], tuple[str, .
     return variables, unfit
 
 
-def install(paths: GuestPaths, values: dict[str, str]) -> tuple[str, ...]:
-    """Write both files, each whole, mode 0600. Returns names left out of the environment; raises `OSError`."""
-    variables, unfit = environment_of(values)
+def install(paths: GuestPaths, values: dict[str, str], *, apart: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """Write both files, each whole, mode 0600. Raises `OSError`.
+
+    Those `apart` are in the one for SecretRefs only. Returns names that are not in the environment for their value.
+    """
+    variables, unfit = environment_of(values, apart)
     write_atomically(paths.environment_file, render_environment_file(variables).encode())
     # Last: as long as this one is old, the next look sees that something has changed.
     users.write(paths, paths.secrets_file, json.dumps(values, sort_keys=True).encode(), users.OPENCLAW_OWNS)

@@ -59,6 +59,8 @@ class SleepDesk:
         self._undoing: asyncio.Task[None] | None = None
         self.prepared = False
         """True from a successful preparation until it is undone."""
+        self.catching_up = False
+        """True while OpenClaw takes in another configuration, for which the doors stay shut."""
         self.restarting = False
         """True while OpenClaw is being restarted, which sees to itself that everything goes on afterwards."""
 
@@ -124,7 +126,7 @@ class SleepDesk:
                 failed["openclaw"] = str(error)
                 log.error("OpenClaw cannot be let go on: %s", error)
         failed.update(await self._integrations.restore(seconds, patience=patience))
-        if self._deliveries is not None and not self.restarting:
+        if self._deliveries is not None and not self.restarting and not self.catching_up:
             await self._deliveries.open()
             self._deliveries.nudge()
         return failed

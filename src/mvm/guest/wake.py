@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mvm.guest import identity, machine, secrets, tokens, users
 from mvm.guest.config import ConfigError, GuestConfig
-from mvm.guest.control import ControlAbsent, ControlError, ControlSocket
+from mvm.guest.control import CATCH_UP_SECONDS, ControlAbsent, ControlError, ControlSocket
 from mvm.guest.deliveries import Deliveries
 from mvm.guest.discord import record_discord
 from mvm.guest.drives import Drives
@@ -80,6 +80,7 @@ class WakeDesk:
         self._lock = lock
         self._starting: asyncio.Task[None] | None = None
         self._restart: asyncio.Task[None] | None = None
+        self._catching_up: asyncio.Task[None] | None = None
         self._reload_when_up = False
 
     async def start(self) -> None:
@@ -153,7 +154,7 @@ class WakeDesk:
 
     async def close(self) -> None:
         """Stop what runs in the background."""
-        for task in (self._restart, self._starting):
+        for task in (self._catching_up, self._restart, self._starting):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -169,7 +170,7 @@ class WakeDesk:
         if identity.take(self._paths, self._config()):
             await self._be_somebody_else()
         news = self._take_in_secrets()
-        self._install_openclaw_config()
+        other_config = self._install_openclaw_config()
         if self._deliveries is not None:
             self._deliveries.configure(self._config())
         if not self._board.runs_openclaw:
@@ -179,9 +180,42 @@ class WakeDesk:
             return True
         if not self._sleep.restarting:
             self._begin_start()  # nothing happens when it runs
-        if news.reload:
+        if other_config and not drain:
+            self._begin_catching_up(reload=news.reload)
+        elif news.reload:
             return await self._reload(drain=drain)
         return False
+
+    def _begin_catching_up(self, *, reload: bool) -> None:
+        """Have a sleeper taken in what changed before anybody is let in: it would ask the wrong provider.
+
+        In the background, for the host does not wait that long for the answer to its wake.
+        """
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+        self._sleep.catching_up = True
+        self._board.set_restarting(True)
+        self._catching_up = asyncio.create_task(self._catch_up(reload=reload), name="catch up")
+
+    async def _catch_up(self, *, reload: bool) -> None:
+        try:
+            await self._control.restore()
+            await self._control.config_applied()
+            if reload:
+                await self._control.reload_secrets(CATCH_UP_SECONDS)
+        except ControlAbsent:
+            self._reload_when_up = reload
+        except ControlError as error:
+            log.warning("OpenClaw does not take in what changed (%s): restarting it", error)
+            self._begin_restart(drain=False)
+            return
+        finally:
+            self._sleep.catching_up = False
+            if not self._sleep.restarting:
+                self._board.set_restarting(False)
+        if self._deliveries is not None:
+            await self._deliveries.open()
+            self._deliveries.nudge()
 
     async def _be_somebody_else(self) -> None:
         """This machine was another until now, of which there may be more copies: nothing of its own may stay."""
@@ -222,14 +256,15 @@ class WakeDesk:
             # Kept over a crash of this agent: from here on OpenClaw's environment is an old one.
             self._paths.restart_pending.touch(mode=0o600)
         if before is None or changed:
-            for key in secrets.install(self._paths, collected.values):
+            apart = secrets.referenced(self._paths.openclaw_config_source) & live
+            for key in secrets.install(self._paths, collected.values, apart=apart):
                 log.warning("the secret %s holds a line break and is not in the environment", key)
         return News(restart=self._paths.restart_pending.exists(), reload=bool(changed - bound))
 
-    def _install_openclaw_config(self) -> None:
-        """Put OpenClaw's configuration where it watches it; an unchanged file is not touched."""
+    def _install_openclaw_config(self) -> bool:
+        """Put OpenClaw's configuration where it watches it; an unchanged file is not touched. True when it changed."""
         if not self._board.runs_openclaw:
-            return
+            return False
         try:
             content = self._paths.openclaw_config_source.read_bytes()
         except FileNotFoundError:
@@ -242,6 +277,7 @@ class WakeDesk:
         record_discord(json.loads(content), Path(real(self._paths.openclaw_state)), owner=owner)
         if not same:
             users.write(self._paths, self._paths.openclaw_config, content, users.OPENCLAW_READS)
+        return not same
 
     def _compare_versions(self, secrets_epoch: int, config_version: int) -> None:
         config = self._config()

@@ -9,6 +9,7 @@
 import { definePluginEntry } from "openclaw/plugin-sdk/plugin-entry";
 import { Activity } from "./activity.js";
 import { Alarms } from "./alarms.js";
+import { configApplied } from "./applied.js";
 import { ControlSocket, drainSeconds } from "./control.js";
 import { GatewayRole } from "./gateway.js";
 import { outboundHandler } from "./outbound.js";
@@ -33,6 +34,7 @@ export default definePluginEntry({
     if (WITHOUT_RUNTIME.has(api.registrationMode)) return;
     const state = (globalThis[PROCESS_STATE] ??= processState({ api, config }));
     const full = api.registrationMode === "full";
+    state.currentConfig = () => api.runtime.config.current();
     if (config.role === "gateway") registerGateway({ api, state, full });
     if (config.role === "worker") {
       registerWorkerHooks({ api, state });
@@ -81,6 +83,7 @@ function registerGateway({ api, state, full }) {
 
 function registerControl({ api, config, state }) {
   const { activity, suspension, own, log } = state;
+  const applied = () => configApplied({ path: process.env.OPENCLAW_CONFIG_PATH, current: () => state.currentConfig() });
   const socket = new ControlSocket({
     path: config.controlSocket,
     activity,
@@ -94,12 +97,18 @@ function registerControl({ api, config, state }) {
         return { ...answer, next_alarm_at: activity.snapshot().next_alarm_at };
       },
       RESTORE: () => suspension.release(),
+      CONFIG_APPLIED: async () => {
+        await applied();
+        return { ok: true };
+      },
       FORGET_RANDOMNESS: async () => {
         await forgetRandomness();
         return { ok: true };
       },
       ...(config.role === "worker" ? { WARM_UP: () => warmUp({ gateway: own }) } : {}),
       RELOAD_SECRETS: async () => {
+        // While it takes in another configuration it gives up the re-reading that is under way.
+        await applied();
         await own.call("secrets.reload");
         return { ok: true };
       },
