@@ -1,8 +1,8 @@
 """`guest.pyz warm-up`: one turn of this machine's OpenClaw, against a provider in this very machine.
 
 A base is warmed up before it is kept: what OpenClaw loads, compiles and caches at its first turn is then in the memory
-that every copy begins with. The turn leaves nothing a person could meet: it goes on in a session of its own, which is
-deleted, and asks a model that answers the same two words to everything.
+that every copy begins with. It asks a model that answers the same two words to everything, and leaves nothing that a
+person could meet (warmup.js). At last the keys are deleted that OpenClaw made for itself: each copy makes its own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from mvm.guest import config as config_files
 from mvm.guest.control import ControlAbsent, ControlError, ControlSocket
 from mvm.guest.http import HttpError, Request, Response
 from mvm.guest.http_server import HttpServer
+from mvm.guest.openclaw_state import forget_who_it_is
 from mvm.guest.paths import GuestPaths
-from mvm.guest.services import Role
+from mvm.guest.services import OPENCLAW, Role
 
 PROVIDER_PORT = 18793
 """Where the placeholder's configuration says that its model provider is."""
@@ -34,6 +35,9 @@ def main(environment: Mapping[str, str]) -> int:
     """Do it; returns the exit status. What went wrong is said on stderr."""
     try:
         paths = GuestPaths.from_environment(environment)
+        if paths.owns_machine:
+            # What is written here has to be OpenClaw's own, or it could not use it any more.
+            OPENCLAW.confinement.take()
         asyncio.run(warm_up(paths, config_files.read(paths.config).config.role))
     except (ControlError, OSError, ValueError, TimeoutError) as error:
         print(f"warm-up: {error or 'it took too long'}", file=sys.stderr)
@@ -56,6 +60,7 @@ async def warm_up(paths: GuestPaths, role: Role, *, port: int = PROVIDER_PORT, s
                 await _idle(control)
             finally:
                 await provider.close()
+        forget_who_it_is(paths.openclaw_state)
 
 
 async def _idle(control: ControlSocket) -> None:
