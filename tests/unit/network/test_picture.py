@@ -9,6 +9,7 @@ import pytest
 from tests.unit.network.town import ALICE, BOB, GATEWAYS, PEOPLE, Town
 
 from mvm.host.catalog import Catalog
+from mvm.model.addresses import loopback_address, networked_address
 from mvm.model.egress import Egress, host_ports, reaches_internet
 from mvm.model.entities import Instance
 from mvm.network.devices import overlapping_routes
@@ -120,12 +121,12 @@ def test_whatever_else_is_in_a_resolv_conf_is_passed_over() -> None:
 
 @pytest.mark.parametrize("address", ["10.240.1.3", "10.255.254.254"])
 def test_an_address_in_the_cluster_and_the_loopback_one_for_it_are_found_from_each_other(address: str) -> None:
-    assert addresses.networked_address(addresses.loopback_address(address)) == address
+    assert networked_address(loopback_address(address)) == address
 
 
 @pytest.mark.parametrize("address", ["10.240.1.3", "192.168.7.3", "127.0.0.1"])
 def test_any_other_address_is_left_as_it_is(address: str) -> None:
-    assert addresses.networked_address(address) == address
+    assert networked_address(address) == address
 
 
 def test_routes_of_the_host_into_the_range_of_tenants_are_found(tmp_path: Path) -> None:
