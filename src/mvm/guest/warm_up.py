@@ -22,7 +22,7 @@ from mvm.guest.openclaw_state import forget_who_it_is
 from mvm.guest.paths import GuestPaths
 from mvm.guest.services import OPENCLAW, Role
 
-PROVIDER_PORT = 18793
+PROVIDER_PORT = 18799
 """Where the placeholder's configuration says that its model provider is."""
 LIMIT_SECONDS = 880.0
 """All of it; an emulated machine takes minutes to start OpenClaw and another one for its first turn."""

@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 NOBODY = TenantId("base")
 PLACEHOLDER = "placeholder-of-a-base"
-CANNED_PROVIDER = "http://127.0.0.1:18793"
+CANNED_PROVIDER = "http://127.0.0.1:18799"
 """Where `guest.pyz warm-up` answers as a model provider would."""
 WARM_UP = ("/usr/bin/python3", "-I", "-S", "/opt/mvm/guest.pyz", "warm-up")
 WARM_UP_SECONDS = 900
