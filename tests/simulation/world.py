@@ -13,6 +13,7 @@ from mvm.host.attachments import Attachments
 from mvm.host.audit import AuditLog
 from mvm.host.bases import Bases
 from mvm.host.bring_up import BringUp
+from mvm.host.budgets import Budgets
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
@@ -33,7 +34,8 @@ from mvm.host.runtimes import Runtimes
 from mvm.host.slots import Slots
 from mvm.host.wakes import Wakes
 from mvm.model.entities import Instance, InstanceNetwork, Pool, Quotas, RuntimePolicy, Tenant, TenantNetwork
-from mvm.model.ids import InstanceId, InstanceRef, PoolId, TenantId, TenantNetId
+from mvm.model.ids import InstanceId, InstanceRef, PoolId, TenantId, TenantNetId, UserId
+from mvm.model.policy import MemoryState
 from mvm.model.roles import Role
 from mvm.model.states import State
 from mvm.runtime.base import GuestLayout, Machine
@@ -110,6 +112,9 @@ class World:
         self.time = ManualTime()
         self.runtime = InstantRuntime(memory_snapshot=memory_snapshot, clone=clone)
         self.drives = PlainDrives()
+        self.memory = MemoryState(total_bytes=100 * 2**30, available_bytes=50 * 2**30)
+        self.ran_today: dict[UserId, float] = {}
+        """Seconds, by user."""
 
     async def open(self) -> World:
         clock = self.time.clock()
@@ -173,8 +178,16 @@ class World:
             rest=rest,
             records=records,
         )
+        self.budgets = Budgets(
+            catalog=self.catalog,
+            store=self.store,
+            running_today=self._running_today,
+            chronicle=self.chronicle,
+            clock=clock,
+        )
         self.wakes = Wakes(
             catalog=self.catalog,
+            budgets=self.budgets,
             lifecycle=self.lifecycle,
             quotas=self.quotas,
             observer=self.observer,
@@ -205,9 +218,13 @@ class World:
             chronicle=self.chronicle,
             attachments=self.attachments,
             retries=Retries(clock),
+            memory=lambda: self.memory,
             clock=clock,
         )
         return self
+
+    async def _running_today(self, tenant: TenantId, user: UserId) -> float:
+        return self.ran_today.get(user, 0.0)
 
     @staticmethod
     async def _deaf(reader: object, writer: object) -> None:

@@ -31,6 +31,7 @@ NOTICE_UNREACHABLE = f"Your assistant could not be woken: the machine that runs 
 NOTICE_NOT_STARTED = f"Your assistant could not be started. {_TRY_LATER}"
 NOTICE_TOO_SLOW = f"Your assistant is taking too long to wake up. {_TRY_LATER}"
 NOTICE_REFUSED = "Your assistant cannot be reached through this bot at the moment. The operator has been told."
+NOTICE_OVER_BUDGET = "Your assistant has used up what it may use for now: "
 NOTICE_NO_ANSWER = f"Your assistant was woken but does not answer. {_TRY_LATER}"
 
 
@@ -122,6 +123,8 @@ class Wakes:
                 failure = WakeFailed(NOTICE_NOT_STARTED, result.detail or "the host could not wake it", True)
             except HostRefused as error:
                 refusals += 1
+                if (words := _for_the_person(error)) is not None:
+                    raise WakeFailed(words, f"the host refused the wake: {error}", False) from error
                 failure = WakeFailed(NOTICE_REFUSED, f"the host refused the wake: {error}", False)
                 if refusals >= MAX_REFUSALS:
                     raise failure from error
@@ -148,3 +151,9 @@ class Wakes:
             return None
         await pipe.close(writer)
         return address
+
+
+def _for_the_person(refusal: HostRefused) -> str | None:
+    """What the host wants the person to be told; None when the refusal is not for them."""
+    _, found, words = str(refusal).partition(messages.OVER_BUDGET)
+    return f"{NOTICE_OVER_BUDGET}{words}." if found else None

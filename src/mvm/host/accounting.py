@@ -137,6 +137,12 @@ class Accounting:
                 total[key] = total.get(key, Usage()) + Usage.model_validate(document.value)
         return [_row(tenant, who, usage) for (tenant, who), usage in sorted(total.items(), key=lambda item: item[0])]
 
+    async def running_today(self, tenant_id: TenantId, user_id: UserId) -> float:
+        """Seconds that a user's worker has run today (UTC), up to now."""
+        await self.flush()
+        document = await self._store.get(f"{PREFIX}{tenant_id}/{self._today().isoformat()}/{user_id}")
+        return 0.0 if document is None else Usage.model_validate(document.value).running_seconds
+
     def _instance_changed(self, before: Instance | None, after: Instance | None) -> None:
         instance = after or before
         assert instance is not None

@@ -23,6 +23,7 @@ from mvm.host.autostart import log_path, prepare_directories
 from mvm.host.backups import Backups
 from mvm.host.bases import Bases
 from mvm.host.bring_up import BringUp
+from mvm.host.budgets import Budgets
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
@@ -34,6 +35,7 @@ from mvm.host.explanation import Explainer
 from mvm.host.gateways import Gateways
 from mvm.host.guests import Guests
 from mvm.host.host_networks import host_networks
+from mvm.host.host_view import HostView, read_memory
 from mvm.host.images import Images
 from mvm.host.inspection import Inspection
 from mvm.host.lifecycle import Lifecycle
@@ -144,7 +146,8 @@ async def open_host(
         stack.push_async_callback(chronicle.close)
         vault = await asyncio.to_thread(Vault.load, locations.state_dir / KEY_FILE)
         reports = Reports(clock)
-        observer = Observer(reports, clock)
+        host_view = HostView(clock)
+        observer = Observer(reports, clock, host_view.active)
         guests = Guests(reports, clock)
         quotas = QuotaKeeper(catalog)
         gateways = Gateways(catalog)
@@ -227,8 +230,17 @@ async def open_host(
             records=records,
             clock=clock,
         )
+        accounting = Accounting(catalog, chronicle.events, store, clock)
+        budgets = Budgets(
+            catalog=catalog,
+            store=store,
+            running_today=accounting.running_today,
+            chronicle=chronicle,
+            clock=clock,
+        )
         wakes = Wakes(
             catalog=catalog,
+            budgets=budgets,
             lifecycle=lifecycle,
             quotas=quotas,
             observer=observer,
@@ -339,6 +351,8 @@ async def open_host(
             chronicle=chronicle,
             attachments=attachments,
             retries=retries,
+            host_view=host_view,
+            memory=read_memory,
             clock=clock,
         )
         policy.on_death = reconciler.kick
@@ -382,7 +396,7 @@ async def open_host(
             deployments=deployments,
             inspection=inspection,
             explainer=explainer,
-            accounting=Accounting(catalog, chronicle.events, store, clock),
+            accounting=accounting,
             backups=Backups(
                 catalog=catalog,
                 lifecycle=lifecycle,

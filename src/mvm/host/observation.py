@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 from mvm.host.clock import Clock
 from mvm.host.reports import Reports
@@ -15,7 +15,11 @@ from mvm.model.states import State
 class Observer:
     """Puts together a guest's own word, the host's clocks and who asked for the instance last."""
 
-    def __init__(self, reports: Reports, clock: Clock) -> None:
+    def __init__(
+        self, reports: Reports, clock: Clock, host_sees: Callable[[InstanceId], bool] = lambda _: False
+    ) -> None:
+        """`host_sees` says whether the host itself sees an instance work."""
+        self._host_sees = host_sees
         self._reports = reports
         self._clock = clock
         self._wanted_at: dict[InstanceId, float] = {}
@@ -44,6 +48,7 @@ class Observer:
             in_state_for_seconds=self._in_state_for(instance, now),
             wanted_seconds_ago=None if wanted_at is None else now - wanted_at,
             next_alarm_at=report.next_alarm_at or instance.next_alarm_at,
+            host_sees_activity=self._host_sees(instance.instance_id),
         )
 
     def _in_state_for(self, instance: Instance, now: float) -> float | None:

@@ -19,6 +19,7 @@ from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
 from mvm.host.guests import Guests
+from mvm.host.host_view import HostView
 from mvm.host.lifecycle import Lifecycle
 from mvm.host.observation import Observer
 from mvm.host.quotas import QuotaKeeper
@@ -30,6 +31,7 @@ from mvm.model import policy
 from mvm.model.entities import Instance
 from mvm.model.errors import MvmError, Refused
 from mvm.model.ids import InstanceId, InstanceRef
+from mvm.model.policy import MemoryState
 from mvm.model.roles import Role
 from mvm.model.states import State
 
@@ -37,6 +39,8 @@ log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 5.0
 ACTOR = "policy"
+RELIEF_SECONDS = 10.0
+"""Between two instances that are put to sleep because memory is short."""
 REPORT_MAX_AGE_SECONDS = 60.0
 """An older report is asked for again; a guest reports every 20 s by itself."""
 
@@ -58,8 +62,11 @@ class PolicyLoop:
         chronicle: Chronicle,
         attachments: Attachments,
         retries: Retries,
+        host_view: HostView | None = None,
+        memory: Callable[[], MemoryState] | None = None,
         clock: Clock,
     ) -> None:
+        """Without `host_view` and `memory` only what guests say counts, and memory is never short."""
         self._catalog = catalog
         self._lifecycle = lifecycle
         self._wakes = wakes
@@ -73,6 +80,9 @@ class PolicyLoop:
         self._clock = clock
         self._acting: dict[InstanceId, asyncio.Task[None]] = {}
         self._retries = retries
+        self._host_view = host_view
+        self._memory = memory
+        self._evicted_at: float | None = None
         self._said: dict[InstanceId, str] = {}
         self.on_death: Callable[[], None] = lambda: None
         """Told when an instance has died and what policy has to say about that is under way."""
@@ -86,11 +96,15 @@ class PolicyLoop:
     async def _tick_for_ever(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            if self._host_view is not None:
+                running = [i for i in self._catalog.instances.values() if i.state is State.RUNNING]
+                await asyncio.to_thread(self._host_view.look, running)
             self.tick()
 
     def tick(self) -> None:
         """Look at every instance once; what is to be done is begun as a task of its own."""
         self._observer.keep_only(self._catalog.instances)
+        self._relieve_memory()
         for instance in list(self._catalog.instances.values()):
             try:
                 self._look_at(instance)
@@ -177,13 +191,45 @@ class PolicyLoop:
             return
         await self._guests.status(self._runtimes.of(instance), self._lifecycle.machine(instance))
 
+    # Memory
+
+    def _relieve_memory(self) -> None:
+        """While memory is short, put the coldest idle instance of the host to sleep, one after the other."""
+        if self._memory is None or (why := policy.memory_pressure(self._memory())) is None:
+            return
+        now = self._clock.monotonic()
+        if self._evicted_at is not None and now - self._evicted_at < RELIEF_SECONDS:
+            return  # the last one's memory is only just coming back
+        candidates = [
+            policy.Candidate(
+                instance=instance,
+                pool=self._catalog.pool(instance.tenant_id, instance.pool_id),
+                observation=self._observer.observe(instance),
+            )
+            for instance in self._catalog.instances.values()
+            if instance.state.has_process and self._may_be_relieved_of(instance)
+        ]
+        up = frozenset({State.RUNNING, State.WARM})
+        for candidate in policy.choose_eviction(candidates, now=self._clock.now(), states=up)[:1]:
+            self._evicted_at = now
+            log.warning("memory is short", why=why, instance=str(candidate.instance.ref))
+            self._act(candidate.instance, self._evict(candidate.instance, why))
+
+    def _may_be_relieved_of(self, instance: Instance) -> bool:
+        by_hand = instance.manual_until is not None and self._clock.now() < instance.manual_until
+        under_way = instance.instance_id in self._acting or self._lifecycle.busy(instance.instance_id)
+        return not (by_hand or under_way or self._wakes.is_wanted(instance.instance_id))
+
+    async def _evict(self, instance: Instance, why: str) -> None:
+        await self._lifecycle.sleep(instance.ref, actor=f"memory pressure: {why}", by_policy=True)
+
     # Alarms
 
     def _alarm_is_due(self, instance: Instance) -> bool:
         """Asleep (or paused, its own timers stopped) with an alarm so near that the wake must begin."""
         if instance.next_alarm_at is None or instance.held or not instance.role.runs_openclaw:
             return False
-        if instance.state not in (State.SLEEPING, State.WARM, State.STOPPED):
+        if instance.state not in (State.SLEEPING, State.WARM, State.STOPPED) or policy.alarm_was_served(instance):
             return False
         return self._clock.now() >= self.alarm_wake_at(instance)
 
@@ -200,7 +246,7 @@ class PolicyLoop:
 
     async def _wake_for_alarm(self, instance: Instance) -> None:
         try:
-            await self._wakes.wake(instance.ref, actor="alarm")
+            await self._wakes.wake(instance.ref, actor="alarm", for_user=True)
         except MvmError:
             # Tried again with growing pauses: one that cannot start must not fill the audit with attempts.
             self._retries.tried(str(instance.ref))

@@ -18,6 +18,7 @@ import structlog
 
 from mvm.host.allowance import Allowance
 from mvm.host.audit import AuditAction
+from mvm.host.budgets import OverBudget
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
@@ -228,10 +229,13 @@ class WakeDesk:
                 with bound(tenant=target.tenant_id, instance=str(target.ref), trace=request.trace):
                     log.info("wake requested", gateway=str(caller.ref))
                     actor = f"message by {caller.instance_id}"
-                    awake = await self._wakes.wake(target.ref, actor=actor, trace=request.trace)
+                    awake = await self._wakes.wake(target.ref, actor=actor, trace=request.trace, for_user=True)
                     log.info("wake answered", state=awake.state.value)
         except TimeoutError:
             return self._not_awake(caller, target, "it is not awake yet; the wake goes on")
+        except OverBudget as error:
+            # For the person, in words that their gateway passes on.
+            raise Refused(f"{messages.OVER_BUDGET}{error.message}") from error
         except MvmError as error:
             self._chronicle.event(target, "WakeFailed", actor=str(caller.ref), detail=error.message)
             if isinstance(error, Refused) and not isinstance(error, QuotaExceeded):

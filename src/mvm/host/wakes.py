@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from mvm.host.audit import AuditAction
+from mvm.host.budgets import Budgets
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
@@ -35,6 +36,7 @@ class Wakes:
         lifecycle: Lifecycle,
         quotas: QuotaKeeper,
         observer: Observer,
+        budgets: Budgets,
         chronicle: Chronicle,
         clock: Clock,
     ) -> None:
@@ -42,6 +44,7 @@ class Wakes:
         self._lifecycle = lifecycle
         self._quotas = quotas
         self._observer = observer
+        self._budgets = budgets
         self._chronicle = chronicle
         self._clock = clock
         self._under_way: dict[InstanceId, asyncio.Task[Instance]] = {}
@@ -51,10 +54,11 @@ class Wakes:
         """True while somebody waits for that instance."""
         return instance in self._under_way
 
-    async def wake(self, ref: InstanceRef, *, actor: str, trace: str | None = None) -> Instance:
+    async def wake(self, ref: InstanceRef, *, actor: str, trace: str | None = None, for_user: bool = False) -> Instance:
         """Return when the instance is running. Raises what kept it from running; `Refused` when it is held.
 
-        `trace` names the message that it is for, in the logs and the audit.
+        `trace` names the message that it is for, in the logs and the audit. A wake `for_user` (their message, their
+        alarm) is one of their budget's; it is refused as `OverBudget` when that is used up.
         """
         instance = self._catalog.instance(ref)
         self._observer.wanted(ref.instance_id)
@@ -62,7 +66,9 @@ class Wakes:
             return instance
         task = self._under_way.get(ref.instance_id)
         if task is None:
-            task = asyncio.create_task(self._bring_back(ref, actor=actor, trace=trace), name=f"wake {ref}")
+            task = asyncio.create_task(
+                self._bring_back(ref, actor=actor, trace=trace, for_user=for_user), name=f"wake {ref}"
+            )
             self._under_way[ref.instance_id] = task
             task.add_done_callback(lambda done: self._done(ref.instance_id, done))
         return await asyncio.shield(task)
@@ -72,19 +78,25 @@ class Wakes:
         if not task.cancelled():
             task.exception()  # retrieved: every caller that still waits gets it, and none may be left
 
-    async def _bring_back(self, ref: InstanceRef, *, actor: str, trace: str | None) -> Instance:
+    async def _bring_back(self, ref: InstanceRef, *, actor: str, trace: str | None, for_user: bool) -> Instance:
         instance = self._catalog.instance(ref)
         if instance.held:
             raise Refused(f"{ref} was stopped by its operator", hint=f"`mvm instance start {ref}` lets it run again")
+        if for_user:
+            await self._budgets.check(instance)
         detail = f"trace {trace}" if trace else None
         self._chronicle.record(instance, AuditAction.WAKE_REQUESTED, actor=actor, detail=detail)
         while True:
             try:
-                return await self._lifecycle.start(ref, actor=actor)
+                awake = await self._lifecycle.start(ref, actor=actor)
             except QuotaExceeded:
                 if not self._may_find_room(instance):
                     raise
                 await self._make_room(instance, actor=actor)
+            else:
+                if for_user:
+                    await self._budgets.woken(instance)
+                return awake
 
     def _may_find_room(self, instance: Instance) -> bool:
         """Putting somebody to sleep helps only where somebody else is up."""

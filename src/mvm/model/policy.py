@@ -24,6 +24,8 @@ _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 ALARM_MARGIN_SECONDS = 60.0
 """An instance whose next alarm is nearer than this is not put to sleep: it would be woken at once."""
+ALARM_GRACE_SECONDS = 60.0
+"""How long an instance that is awake for its alarm is given for beginning what the alarm is for."""
 WANTED_MARGIN_SECONDS = 10.0
 """An instance that somebody asked to wake this short a time ago is not put to rest: their message is on its way."""
 ALARM_LEAD_SECONDS = 20.0
@@ -163,9 +165,30 @@ def _held_back(instance: Instance, policy: RuntimePolicy, seen: Observation, now
     if seen.wanted_seconds_ago is not None and seen.wanted_seconds_ago < WANTED_MARGIN_SECONDS:
         return "somebody just asked for it to be awake"
     alarm = seen.next_alarm_at or instance.next_alarm_at
-    if alarm is not None and timedelta(0) <= alarm - now < timedelta(seconds=ALARM_MARGIN_SECONDS):
-        return "its next alarm is due"
+    if alarm is not None and alarm - now < timedelta(seconds=ALARM_MARGIN_SECONDS):
+        if alarm > now:
+            return "its next alarm is due"
+        if (now - _chance_for(alarm, instance)).total_seconds() < ALARM_GRACE_SECONDS:
+            return "its alarm has just been due"
     return None
+
+
+def _chance_for(alarm: datetime, instance: Instance) -> datetime:
+    """Since when an instance that is awake could do what an alarm is for."""
+    awake_since = instance.entered_running_at
+    return alarm if awake_since is None else max(alarm, awake_since)
+
+
+def alarm_was_served(instance: Instance) -> bool:
+    """True for an instance at rest that was awake for its alarm and had its chance.
+
+    A guest that keeps an alarm of the past would otherwise be woken again as soon as it rests, for ever.
+    """
+    rested_at = {State.SLEEPING: instance.slept_at, State.WARM: instance.entered_warm_at}.get(instance.state)
+    if instance.next_alarm_at is None or instance.entered_running_at is None or rested_at is None:
+        return False
+    chance = _chance_for(instance.next_alarm_at, instance)
+    return (rested_at - chance).total_seconds() >= ALARM_GRACE_SECONDS
 
 
 def _elapsed(measured: float | None, since: datetime | None, now: datetime) -> float | None:
@@ -213,6 +236,30 @@ def _coldness(candidate: Candidate, now: datetime) -> float:
         return seen.idle_for_seconds
     warm_for = _elapsed(seen.in_state_for_seconds, candidate.instance.entered_warm_at, now)
     return float("inf") if warm_for is None else warm_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryState:
+    """How the host is off for memory."""
+
+    total_bytes: int
+    available_bytes: int
+    """What could be had without swapping (`MemAvailable`)."""
+    stalled_percent: float = 0.0
+    """Of the last 10 seconds in which everything that runs waited for memory (`full avg10` of the kernel's PSI)."""
+
+
+LOW_MEMORY_FRACTION = 0.05
+HIGH_STALL_PERCENT = 10.0
+
+
+def memory_pressure(state: MemoryState) -> str | None:
+    """Why idle instances are to make room now, before they are due; None when there is memory enough."""
+    if state.available_bytes < LOW_MEMORY_FRACTION * state.total_bytes:
+        return f"{state.available_bytes // 2**20} of {state.total_bytes // 2**20} MiB of memory are left"
+    if state.stalled_percent >= HIGH_STALL_PERCENT:
+        return f"everything waited for memory in {state.stalled_percent:.0f} % of the last 10 s"
+    return None
 
 
 class Jitter(Protocol):

@@ -55,6 +55,9 @@ _ADDRESS = Checked("an IPv4 address", ipaddress.IPv4Address, limit=15)
 _COUNT = Integer()
 _SECONDS = Integer(0, MAX_SECONDS)
 
+OVER_BUDGET = "refused: over budget: "
+"""How the refusal of a wake begins whose rest is for the person who wrote."""
+
 
 # Host -> guest, guest port 52
 

@@ -12,6 +12,7 @@ from tests.standins.waiting import until
 from tests.unit.guest.router_world import GATEWAY_IP, World
 
 from mvm.guest.http_client import call
+from mvm.wire import messages
 
 
 @pytest.fixture
@@ -204,6 +205,13 @@ async def test_a_refused_wake_says_so(world: World) -> None:
     assert said["retry"] is False
     assert "not yours" in said["reason"]
     assert "not yours" not in said["error"]
+
+
+async def test_a_budget_that_is_used_up_is_told_to_the_person_at_once(world: World) -> None:
+    world.host.refusal = f"{messages.OVER_BUDGET}it may be woken once an hour; it can be woken again at 13:00 UTC"
+    said = (await world.post("/v1/workers/alice.alice/wake")).json_value()
+    assert said["retry"] is False
+    assert said["error"].endswith("it may be woken once an hour; it can be woken again at 13:00 UTC.")
 
 
 async def test_a_wake_that_never_succeeds_ends_with_an_honest_sentence(tmp_path: Path) -> None:

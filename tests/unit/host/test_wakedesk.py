@@ -10,6 +10,7 @@ import pytest
 from tests.unit.host.services import ALICE, WORKERS, Services
 
 from mvm.host import wakedesk
+from mvm.host.budgets import OverBudget
 from mvm.host.wakedesk import REFUSED, WakeDesk
 from mvm.host.wakes import Wakes
 from mvm.model.entities import Instance, Transition, TransitionKind
@@ -30,7 +31,8 @@ class ScriptedWakes:
         self.gate.set()
         self.error: Exception | None = None
 
-    async def wake(self, ref: object, *, actor: str, trace: str | None = None) -> Instance:
+    async def wake(self, ref: object, *, actor: str, trace: str | None = None, for_user: bool = False) -> Instance:
+        assert for_user, "what a gateway asks for is within its user's budget"
         await self.gate.wait()
         if self.error is not None:
             raise self.error
@@ -237,3 +239,15 @@ async def test_one_that_its_operator_stopped_is_refused_for_good(
     with pytest.raises(Refused, match="stopped by its operator"):
         await desk.answer(gateway.ref, wake_of(worker))
     assert services.kinds(TenantId("bob")).count("WakeFailed") == 1
+
+
+async def test_a_budget_that_is_used_up_is_told_in_words_for_the_person(
+    services: Services, desk: WakeDesk, wakes: ScriptedWakes
+) -> None:
+    worker = await a_worker(services)
+    wakes.error = OverBudget("it may be woken 3 times an hour")
+    request = messages.WakeInstance(tenant_id=worker.tenant_id, pool_id=worker.pool_id, instance_id=worker.instance_id)
+    with pytest.raises(Refused) as refused:
+        await desk.answer(services.gateway().ref, request)
+    assert refused.value.message == f"{messages.OVER_BUDGET}it may be woken 3 times an hour"
+    assert "WakeFailed" not in services.kinds()
