@@ -66,7 +66,7 @@ def _become(name: str, environment: Mapping[str, str], directory: str, output: i
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
     with suppress(OSError):
         Path("/proc/self/comm").write_text(name[:_NAME_BYTES])

@@ -51,6 +51,12 @@ async def control(reader, writer):
             answer = json.loads(status())
         elif name == "TEST":
             change(**json.loads(argument))
+        elif name == "CONFIG_APPLIED":
+            gate = behaviour("applied", "")
+            if gate is None:
+                answer = {"ok": False, "detail": "the configuration was not taken in"}
+            while gate and not (HERE / gate).exists():
+                await asyncio.sleep(0.01)
         elif name == "CHECKPOINT":
             loop = asyncio.get_running_loop()
             deadline = loop.time() + float(argument)

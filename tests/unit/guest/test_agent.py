@@ -179,6 +179,35 @@ async def test_secrets_changed_while_asleep_are_re_read_before_anybody_is_let_in
     assert await world.reach_forwarder()
 
 
+async def test_a_sleeper_with_another_configuration_lets_nobody_in_before_openclaw_goes_by_it(
+    world: AgentWorld,
+) -> None:
+    await world.start()
+    assert (await world.ask(messages.SleepPrep(drain_timeout_secs=5))).success
+    world.write_openclaw_config({"port": world.openclaw_port, "model": "another"})
+    world.behave(applied="go")
+    ack = await world.wake(config_version=2)
+    assert (ack.success, ack.restarted) == (True, False)
+    assert (await world.ask(messages.QueryWorkerStatus())).status is WorkStatus.UNKNOWN
+    assert not await world.reach_forwarder()
+    (world.programs / "openclaw/go").touch()
+    await world.status_is(WorkStatus.IDLE)
+    assert await world.reach_forwarder()
+    assert json.loads(world.paths.openclaw_config.read_text())["model"] == "another"
+
+
+async def test_a_sleeper_whose_openclaw_does_not_take_its_configuration_in_has_it_restarted(world: AgentWorld) -> None:
+    await world.start()
+    assert (await world.ask(messages.SleepPrep(drain_timeout_secs=5))).success
+    world.write_openclaw_config({"port": world.openclaw_port, "model": "another"})
+    world.behave(applied=None)
+    world.clear_calls()
+    assert (await world.wake(config_version=2)).success
+    await until(lambda: any(call.startswith("start") for call in world.calls()), "the restart")
+    await world.status_is(WorkStatus.IDLE)
+    assert await world.reach_forwarder()
+
+
 async def test_openclaw_that_cannot_re_read_its_secrets_is_restarted(world: AgentWorld) -> None:
     await world.start()
     world.behave(reload_fails=True)

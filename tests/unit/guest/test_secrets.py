@@ -119,3 +119,27 @@ def test_openclaw_gets_the_environment_that_its_configuration_is_rendered_for(pa
         log_file="/l",
     )
     assert {"HOME": str(paths.home), **openclaw_environment(paths)} == render.environment(place)
+
+
+def test_a_key_that_openclaw_reads_by_reference_is_not_in_its_environment(paths: GuestPaths) -> None:
+    paths.openclaw_config_source.parent.mkdir(parents=True, exist_ok=True)
+    reference = {"source": "file", "provider": "mvm", "id": "/ANTHROPIC_API_KEY"}
+    token = {**reference, "id": f"/{secrets.AUTH_TOKEN}"}
+    config = {"models": {"providers": {"anthropic": {"apiKey": reference}}}, "gateway": [{"token": token}]}
+    paths.openclaw_config_source.write_text(json.dumps(config))
+    apart = secrets.referenced(paths.openclaw_config_source)
+    assert apart == {"ANTHROPIC_API_KEY", secrets.AUTH_TOKEN}
+    values = {"ANTHROPIC_API_KEY": "a", "OPENAI_API_KEY": "o", secrets.AUTH_TOKEN: "t"}
+    secrets.install(paths, values, apart=apart)
+    assert parse_environment_file(paths.environment_file.read_text()) == {
+        "OPENAI_API_KEY": "o",
+        secrets.AUTH_TOKEN: "t",
+        secrets.GATEWAY_TOKEN: "t",
+    }
+    assert secrets.installed(paths) == values
+
+
+def test_a_configuration_that_cannot_be_read_names_no_secret(tmp_path: Path) -> None:
+    assert secrets.referenced(tmp_path / "missing") == frozenset()
+    (tmp_path / "broken").write_text("{")
+    assert secrets.referenced(tmp_path / "broken") == frozenset()

@@ -7,9 +7,9 @@
 import { randomBytes, randomInt, randomUUID } from "node:crypto";
 
 /** Node keeps the bytes for this many ids (lib/internal/crypto/random.js). */
-const UUIDS_IN_ADVANCE = 128;
+export const UUIDS_IN_ADVANCE = 128;
 /** It keeps 6 KiB for whole numbers, of which each takes six bytes. */
-const NUMBERS_IN_ADVANCE = 1024;
+export const NUMBERS_IN_ADVANCE = 1024;
 /** Threads that may have a generator of their own: those of libuv's pool, each hit by one of so many. */
 const ASKED_AT_ONCE = 32;
 
