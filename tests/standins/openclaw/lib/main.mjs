@@ -155,6 +155,8 @@ class OpenClaw {
       "chat.send": (params, { scopes, answered }) => this.sessions.send({ ...params, scopes, answered, admitted: () => !this.desk.held && !this.ending }),
       "chat.history": (params) => this.sessions.history(params),
       "chat.abort": (params) => this.sessions.abort(params),
+      "sessions.create": (params) => this.sessions.create(params),
+      "sessions.delete": (params) => this.sessions.remove(params),
       "gateway.suspend.prepare": (params) => this.desk.prepare(params),
       "gateway.suspend.status": (params) => this.desk.status(params),
       "gateway.suspend.resume": (params) => this.desk.resume(params),

@@ -15,6 +15,8 @@ const METHODS = {
   "chat.send": ["operator.write", "sessionKey! message! idempotencyKey! agentId attachments deliver originatingAccountId originatingChannel originatingThreadId originatingTo queueMode replyToId sessionId suppressCommandInterpretation systemInputProvenance systemProvenanceReceipt thinking timeoutMs workContext intent mentions"],
   "chat.history": ["operator.read", "sessionKey! agentId cursor limit maxBytes maxChars offset inputRunIds pendingBefore"],
   "chat.abort": ["operator.write", "sessionKey! agentId runId preserveSideRuns"],
+  "sessions.create": ["operator.write", "agentId! key label model incognito"],
+  "sessions.delete": ["operator.admin", "key! deleteTranscript"],
   "gateway.suspend.prepare": ["operator.admin", "requestId! drain terminalPolicy"],
   "gateway.suspend.status": ["operator.admin", "suspensionId!"],
   "gateway.suspend.resume": ["operator.admin", "suspensionId!"],

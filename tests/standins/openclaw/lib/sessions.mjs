@@ -95,6 +95,28 @@ export class Sessions {
     return { ok: true, aborted: true, runIds: [run.id] };
   }
 
+  /** An incognito session is kept in memory alone. */
+  create({ agentId, key, incognito = false }) {
+    if (agentId !== "main") throw new Refusal("INVALID_REQUEST", `unknown agent "${agentId}"`);
+    if (incognito && key) throw new Refusal("INVALID_REQUEST", "an incognito session cannot have a key of its own");
+    const name = key ?? `agent:main:${incognito ? "incognito" : "session"}-${randomUUID()}`;
+    if (incognito) {
+      const log = { read: () => [], append: () => {}, clear: () => {} };
+      this.#sessions.set(name, { key: name, id: name, log, messages: [], done: new Set(), active: null, run: null, queue: [] });
+    }
+    const session = this.#session(name);
+    return { ok: true, key: session.key, sessionId: session.id };
+  }
+
+  remove({ key }) {
+    if (key === "agent:main:main" || key === "main") throw new Refusal("INVALID_REQUEST", "cannot delete the main session");
+    const session = this.#session(key);
+    if (session.run) throw new Refusal("UNAVAILABLE", "session is active");
+    this.#sessions.delete(key);
+    rmSync(join(this.#directory, `${encodeURIComponent(key)}.jsonl`), { force: true });
+    return { ok: true, key, deleted: true, archived: [] };
+  }
+
   /** Wait until nothing runs any more. */
   async drained() {
     while (this.running) await new Promise((resolve) => setTimeout(resolve, 20));
@@ -124,7 +146,7 @@ export class Sessions {
     session.run = run;
     const { message, attachments } = run.input;
     const images = attachments.map(({ mimeType, content }) => ({ type: "image", source: { type: "base64", media_type: mimeType, data: content } }));
-    writeWhole(session.active, { sessionKey: session.key, idempotencyKey: run.idempotencyKey });
+    if (session.active) writeWhole(session.active, { sessionKey: session.key, idempotencyKey: run.idempotencyKey });
     this.#append(session, {
       role: "user",
       content: [...images, { type: "text", text: message }],
@@ -172,7 +194,7 @@ export class Sessions {
 
   #finish(session) {
     session.run = null;
-    rmSync(session.active, { force: true });
+    if (session.active) rmSync(session.active, { force: true });
   }
 
   #command(session, run, command) {
