@@ -239,3 +239,20 @@ async def test_a_gateway_that_dies_while_no_agent_runs_is_back_when_one_does() -
 
         await eventually(answered, SECONDS, AssertionError)
         assert await someone.say(ALICE, "hello again") == ["You said: hello again"]
+
+
+async def test_a_person_who_has_used_up_their_budget_is_told_so_and_served_again_when_it_is_raised() -> None:
+    async with standin_operator() as someone:
+        path = write_manifest(someone, {"alice": ALICE})
+        unlimited = path.read_text()
+        path.write_text(unlimited.replace('id = "alice"\n', 'id = "alice"\nbudget = { wakes_per_hour = 1 }\n'))
+        await someone.mvm("deploy", str(path))
+        await someone.sleep((await instances(someone))["alice"])
+        assert await someone.say(ALICE, "one") == ["You said: one"]
+        await someone.sleep((await instances(someone))["alice"])
+        (told,) = await someone.say(ALICE, "two")
+        assert "used up what it may use for now: it may be woken once an hour" in told
+        assert (await instances(someone))["alice"]["state"] == "sleeping"
+        path.write_text(unlimited)
+        assert did(await someone.ask("deploy", str(path))) == ["update user"]
+        assert await someone.say(ALICE, "three") == ["You said: three"]
