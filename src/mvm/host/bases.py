@@ -186,7 +186,8 @@ class Bases:
                     user=UserId(NOBODY),
                     created_at=self._clock.now(),
                 ),
-                layout=await runtime.layout(machine),
+                # Its model provider is in the guest itself.
+                layout=replace(await runtime.layout(machine), host_address=None),
                 gateway=None,
                 secrets={
                     "anthropic/ANTHROPIC_API_KEY": PLACEHOLDER,
