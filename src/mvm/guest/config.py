@@ -170,6 +170,14 @@ def role_of(path: Path) -> Role:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def memory_of(path: Path) -> int | None:
+    """The instance's memory in MiB, for what is sized by it; None when the configuration cannot be used."""
+    try:
+        return read(path).config.mem_mib
+    except ConfigError:
+        return None
+
+
 def _load(path: Path) -> Any:
     try:
         with path.open("rb") as file:

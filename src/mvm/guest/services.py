@@ -15,6 +15,8 @@ from mvm.guest.paths import GuestPaths, real
 from mvm.guest.processes import ROOT_MARKER, SERVICE_MARKER
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_HEAP_MIB = 512
+LEAST_HEAP_MIB = 384
 HOME_OF_OTHERS = "/root"
 """Home of services that are not OpenClaw's, in a machine of its own."""
 PASSED_ON = (
@@ -194,8 +196,15 @@ class Launch:
     """Sub-command of the zipapp that a copy of this process can run instead of `argv`."""
 
 
-def launch(service: Service, paths: GuestPaths, programs: Programs, environment: Mapping[str, str]) -> Launch:
-    """How to start a service now. `environment` is the supervisor's own.
+def launch(
+    service: Service,
+    paths: GuestPaths,
+    programs: Programs,
+    environment: Mapping[str, str],
+    *,
+    mem_mib: int | None = None,
+) -> Launch:
+    """How to start a service now. `environment` is the supervisor's own, `mem_mib` the memory of the instance.
 
     Raises `OSError` or `ValueError` when the service's environment file cannot be read.
     """
@@ -206,7 +215,7 @@ def launch(service: Service, paths: GuestPaths, programs: Programs, environment:
         argv = programs.guest(*service.arguments)
         directory = str(paths.root)
     else:
-        variables.update(openclaw_environment(paths))
+        variables.update(openclaw_environment(paths, mem_mib))
         argv = (programs.node, str(Path(programs.openclaw) / "openclaw.mjs"), *service.arguments)
         directory = real(paths.home)
     if paths.owns_machine and service.confinement.user is not users.OPENCLAW:
@@ -235,7 +244,18 @@ def base_environment(service: str, paths: GuestPaths, environment: Mapping[str, 
     return variables
 
 
-def openclaw_environment(paths: GuestPaths) -> dict[str, str]:
+def heap_mib(mem_mib: int | None) -> int:
+    """Limit of OpenClaw's JavaScript heap, in an instance of that much memory.
+
+    After its first turns 230 MiB of it are in use, and as much again and more is outside of it. A limit that is higher
+    than need be is not used for work but for putting off to clear up.
+    """
+    if mem_mib is None:
+        return DEFAULT_HEAP_MIB
+    return max(LEAST_HEAP_MIB, mem_mib // 4)
+
+
+def openclaw_environment(paths: GuestPaths, mem_mib: int | None = None) -> dict[str, str]:
     """What OpenClaw is told without secrets (facts/OPENCLAW.md, section 1)."""
     return {
         "OPENCLAW_STATE_DIR": real(paths.openclaw_state),
@@ -248,7 +268,7 @@ def openclaw_environment(paths: GuestPaths) -> dict[str, str]:
         "OPENCLAW_TELEGRAM_SPOOLED_HANDLER_TIMEOUT_MS": str(24 * 3600 * 1000),
         # Together these save a sixth of the resident memory and cost no start time.
         "MALLOC_ARENA_MAX": "2",
-        "NODE_OPTIONS": "--max-old-space-size=512 --max-semi-space-size=8",
+        "NODE_OPTIONS": f"--max-old-space-size={heap_mib(mem_mib)} --max-semi-space-size=8",
     }
 
 

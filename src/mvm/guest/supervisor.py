@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from mvm.guest import processes, services
-from mvm.guest.config import role_of
+from mvm.guest.config import memory_of, role_of
 from mvm.guest.logfiles import LogFile
 from mvm.guest.paths import GuestPaths, real, write_atomically
 from mvm.guest.services import Programs, Role, Service
@@ -69,7 +69,9 @@ class Supervisor:
     def _supervised(self, service: Service) -> SupervisedService:
         return SupervisedService(
             service,
-            lambda: services.launch(service, self._paths, self._programs, self._environment),
+            lambda: services.launch(
+                service, self._paths, self._programs, self._environment, mem_mib=memory_of(self._paths.config)
+            ),
             LogFile(self._paths.log(service.name)),
             self._record,
             lambda: {each.pid for each in self._services.values() if each.pid is not None},

@@ -186,7 +186,7 @@ def choose_model(model: str | None, secret_keys: Collection[str]) -> tuple[str, 
     return provider_name, name
 
 
-def environment(place: Place) -> dict[str, str]:
+def environment(place: Place, *, heap_mib: int = 512) -> dict[str, str]:
     """What OpenClaw's process gets in its environment besides the secrets (those come from `/run/openclaw/env`)."""
     return {
         "HOME": place.home,
@@ -202,7 +202,7 @@ def environment(place: Place) -> dict[str, str]:
         "OPENCLAW_TELEGRAM_SPOOLED_HANDLER_TIMEOUT_MS": str(24 * 3600 * 1000),
         # Together these save a sixth of the resident memory (facts, section 1) and cost no start time.
         "MALLOC_ARENA_MAX": "2",
-        "NODE_OPTIONS": "--max-old-space-size=512 --max-semi-space-size=8",
+        "NODE_OPTIONS": f"--max-old-space-size={heap_mib} --max-semi-space-size=8",
     }
 
 

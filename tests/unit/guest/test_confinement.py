@@ -105,3 +105,8 @@ def test_what_openclaw_could_write_nobody_else_trusts() -> None:
         assert access[shared].mode & 0o1000, "what others put there cannot be replaced"
     assert users.secret_file("workers").group is users.ROUTER
     assert users.secret_file("anthropic").group is users.OPENCLAW
+
+
+def test_the_heap_of_openclaw_follows_the_memory_of_its_machine() -> None:
+    limits = {mem_mib: services.heap_mib(mem_mib) for mem_mib in (1024, 2048, 4096, None)}
+    assert limits == {1024: 384, 2048: 512, 4096: 1024, None: 512}
