@@ -164,7 +164,7 @@ class DesiredState(Frozen):
 def validate_desired(document: object, *, host_networks: Mapping[str, str] | None = None) -> DesiredState:
     """Check a desired state and return it; raises one `ValidationProblems` with every problem and its path.
 
-    `host_networks` are the host's own networks by a name for each (an interface); no tenant may overlap them.
+    `host_networks` are networks that no tenant may overlap, by a phrase for each ("this host's interface 'eth0'").
     """
     problems: list[tuple[Location, str, str | None]] = []
     state = None
@@ -224,7 +224,7 @@ def _repeated(entries: list[tuple[Location, dict[str, Any]]], key: str, what: st
 
 
 def _overlaps(tenants: list[tuple[Location, dict[str, Any]]], host_networks: Mapping[str, str]) -> _Found:
-    taken = {f"the host's {name}": IPv4Network(network, strict=False) for name, network in host_networks.items()}
+    taken = {name: IPv4Network(network, strict=False) for name, network in host_networks.items()}
     for at, tenant in tenants:
         if (subnet := _subnet(tenant.get("network"))) is None:
             continue
