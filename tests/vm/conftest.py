@@ -10,6 +10,8 @@ import struct
 
 import pytest
 
+pytest.register_assert_rewrite("tests.vm.path")
+
 CLONE_NEWNET = 0x40000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 

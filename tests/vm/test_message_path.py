@@ -10,111 +10,87 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from tests.e2e.operator import CommandFailed, eventually
-from tests.vm.machines import ALICE, BOB, PATIENCE, TENANT, Machines, openclaw_machines, standin_machines
+from tests.vm.machines import ALICE, BOB, PATIENCE, TENANT, Machines, standin_machines
+from tests.vm.path import the_whole_path
 
-pytestmark = [pytest.mark.vm, pytest.mark.node, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.node,
+    pytest.mark.timeout(900),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 
-async def the_whole_path(machines: Machines) -> None:
-    """What a user gets, from the first word to a wake from memory."""
-    operator = machines.operator
-    assert await machines.say(ALICE, "hello") == ["You said: hello"]
-    worker = await machines.worker()
-    assert worker["runtime"] == "qemu"
-    assert {"base", "restore"} <= set(await machines.stages(worker)), "the first worker is a copy of the base"
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def machines(private_network: None) -> AsyncIterator[Machines]:
+    async with standin_machines({"alice": ALICE}) as machines:
+        yield machines
 
+
+async def test_a_message_wakes_a_sleeper_and_its_answer_comes_back(machines: Machines) -> None:
+    await the_whole_path(machines)
+
+
+async def test_twenty_messages_at_once_to_a_sleeper_are_answered_once_each(machines: Machines) -> None:
     await machines.sleep()
-    assert machines.machine(worker) is None, "a sleeper has no process"
-    assert await machines.say(ALICE, "are you awake") == ["You said: are you awake"]
-    stages = await machines.stages(worker)
-    assert {"queue", "network", "drives", "restore", "agent", "guest", "service"} <= set(stages)
+    words = [f"number {number}" for number in range(20)]
+    telegram = machines.operator.telegram
+    sent = [await telegram.say(ALICE, text) for text in words]
+    entries = await telegram.wait_for_answers(ALICE, len(words), after=sent[0].number, timeout=PATIENCE)
+    assert sorted(entry.text for entry in entries) == sorted(f"You said: {text}" for text in words)
+
+
+async def test_another_user_gets_a_copy_of_the_base_without_a_boot(machines: Machines) -> None:
+    operator = machines.operator
+    await operator.mvm("user", "add", TENANT, "bob", "--telegram", str(BOB))
+    assert await machines.say(BOB, "hello, I am new") == ["You said: hello, I am new"]
+    bob, alice = await machines.worker("bob"), await machines.worker()
+    stages = await machines.stages(bob)
+    assert "restore" in stages
     assert "boot" not in stages
-    assert not await machines.events("SnapshotRejected")
-
-    kernel = (await machines.inside(worker, "uname", "-n")).strip()
-    assert kernel == worker["instance_id"]
-    stats = await operator.ask("instance", "stats", operator.address(worker))
-    assert stats["memory_total_bytes"] > 200 << 20
-    assert "started" in await operator.mvm("instance", "logs", operator.address(worker), "--service", "openclaw")
+    hosts = [(await machines.inside(who, "cat", "/etc/hostname", "/etc/machine-id")).split() for who in (bob, alice)]
+    assert hosts[0][0] == bob["instance_id"]
+    assert hosts[0][1] != hosts[1][1], "each has a machine id of its own"
+    numbers = [await machines.inside(who, "head", "-c", "16", "/dev/urandom") for who in (bob, alice)]
+    assert numbers[0] != numbers[1]
 
 
-@pytest.mark.asyncio(loop_scope="class")
-class TestOnTheStandIn:
-    """One deployment for all; each statement leaves it with workers that answer."""
-
-    @pytest_asyncio.fixture(scope="class", loop_scope="class")
-    async def machines(self, private_network: None) -> AsyncIterator[Machines]:
-        async with standin_machines({"alice": ALICE}) as machines:
-            yield machines
-
-    async def test_a_message_wakes_a_sleeper_and_its_answer_comes_back(self, machines: Machines) -> None:
-        await the_whole_path(machines)
-
-    async def test_twenty_messages_at_once_to_a_sleeper_are_answered_once_each(self, machines: Machines) -> None:
-        await machines.sleep()
-        words = [f"number {number}" for number in range(20)]
-        telegram = machines.operator.telegram
-        sent = [await telegram.say(ALICE, text) for text in words]
-        entries = await telegram.wait_for_answers(ALICE, len(words), after=sent[0].number, timeout=PATIENCE)
-        assert sorted(entry.text for entry in entries) == sorted(f"You said: {text}" for text in words)
-
-    async def test_another_user_gets_a_copy_of_the_base_without_a_boot(self, machines: Machines) -> None:
-        operator = machines.operator
-        await operator.mvm("user", "add", TENANT, "bob", "--telegram", str(BOB))
-        assert await machines.say(BOB, "hello, I am new") == ["You said: hello, I am new"]
-        bob, alice = await machines.worker("bob"), await machines.worker()
-        stages = await machines.stages(bob)
-        assert "restore" in stages
-        assert "boot" not in stages
-        hosts = [
-            (await machines.inside(who, "cat", "/etc/hostname", "/etc/machine-id")).split() for who in (bob, alice)
-        ]
-        assert hosts[0][0] == bob["instance_id"]
-        assert hosts[0][1] != hosts[1][1], "each has a machine id of its own"
-        numbers = [await machines.inside(who, "head", "-c", "16", "/dev/urandom") for who in (bob, alice)]
-        assert numbers[0] != numbers[1]
-
-    async def test_the_clock_is_right_after_a_sleep(self, machines: Machines) -> None:
-        worker = await machines.sleep()
-        await asyncio.sleep(3)
-        await machines.operator.mvm("instance", "wake", machines.operator.address(worker))
-        program = "import time; print(time.time())"
-        loop = asyncio.get_running_loop()
-        before, began = time.time(), loop.time()
-        inside = float(await machines.inside(worker, "/usr/bin/python3", "-c", program))
-        took = loop.time() - began
-        assert before - 1 <= inside <= before + took + 1
-
-    async def test_secrets_that_changed_during_a_sleep_are_there_after_it(self, machines: Machines) -> None:
-        operator = machines.operator
-        worker = await machines.sleep()
-        path = operator.directory / "secrets/extra.key"
-        path.write_text("a new value\n")
-        path.chmod(0o600)
-        await operator.mvm("tenant", "secrets", "set", TENANT, "--file", f"extra/NOTE={path}")
-        await operator.mvm("instance", "wake", operator.address(worker))
-        assert (await machines.inside(worker, "cat", "/run/secrets/extra/NOTE")).strip() == "a new value"
-
-    async def test_what_is_set_while_it_runs_is_there_at_once(self, machines: Machines) -> None:
-        operator, worker = machines.operator, await machines.worker()
-        path = operator.directory / "secrets/extra.key"
-        path.write_text("a later value\n")
-        await operator.mvm("tenant", "secrets", "set", TENANT, "--file", f"extra/NOTE={path}")
-
-        async def look() -> None:
-            found = await machines.inside(worker, "cat", "/run/secrets/extra/NOTE")
-            assert found.strip() == "a later value"
-
-        await eventually(look, PATIENCE, (AssertionError, CommandFailed))  # type: ignore[arg-type]
-
-    async def test_guests_see_nobody_whom_they_may_not_see(self, machines: Machines) -> None:
-        report = json.loads(await machines.operator.mvm("net", "verify", "--json"))
-        assert report
+async def test_the_clock_is_right_after_a_sleep(machines: Machines) -> None:
+    worker = await machines.sleep()
+    await asyncio.sleep(3)
+    await machines.operator.mvm("instance", "wake", machines.operator.address(worker))
+    program = "import time; print(time.time())"
+    loop = asyncio.get_running_loop()
+    before, began = time.time(), loop.time()
+    inside = float(await machines.inside(worker, "/usr/bin/python3", "-c", program))
+    took = loop.time() - began
+    assert before - 1 <= inside <= before + took + 1
 
 
-@pytest.mark.openclaw
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-async def test_the_real_openclaw_is_woken_from_memory_by_a_message(private_network: None) -> None:
-    async with openclaw_machines({"alice": ALICE}) as machines:
-        await the_whole_path(machines)
+async def test_secrets_that_changed_during_a_sleep_are_there_after_it(machines: Machines) -> None:
+    operator = machines.operator
+    worker = await machines.sleep()
+    path = operator.directory / "secrets/extra.key"
+    path.write_text("a new value\n")
+    path.chmod(0o600)
+    await operator.mvm("tenant", "secrets", "set", TENANT, "--file", f"extra/NOTE={path}")
+    await operator.mvm("instance", "wake", operator.address(worker))
+    assert (await machines.inside(worker, "cat", "/run/secrets/extra/NOTE")).strip() == "a new value"
+
+
+async def test_what_is_set_while_it_runs_is_there_at_once(machines: Machines) -> None:
+    operator, worker = machines.operator, await machines.worker()
+    path = operator.directory / "secrets/extra.key"
+    path.write_text("a later value\n")
+    await operator.mvm("tenant", "secrets", "set", TENANT, "--file", f"extra/NOTE={path}")
+
+    async def look() -> None:
+        found = await machines.inside(worker, "cat", "/run/secrets/extra/NOTE")
+        assert found.strip() == "a later value"
+
+    await eventually(look, PATIENCE, (AssertionError, CommandFailed))  # type: ignore[arg-type]
+
+
+async def test_guests_see_nobody_whom_they_may_not_see(machines: Machines) -> None:
+    report = json.loads(await machines.operator.mvm("net", "verify", "--json"))
+    assert report
