@@ -25,7 +25,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run the agent in the foreground until SIGTERM or Ctrl-C; instances live on when it ends."""
-    from mvm.host.app import serve as serve_host
+    from mvm.host.daemon import serve as serve_host
 
     session.run(
         serve_host(

@@ -1,25 +1,16 @@
-"""The agent of one host, put together: the composition root, and the daemon around it."""
+"""The agent of one host, put together: the composition root. The daemon around it is `mvm.host.daemon`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
-import signal
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
-
-import structlog
 
 from mvm.host.accounting import Accounting
-from mvm.host.api import ApiServer, only_agent
-from mvm.host.api_requests import REQUESTS
 from mvm.host.attachments import Attachments
 from mvm.host.audit import AuditLog
-from mvm.host.autostart import log_path, prepare_directories
 from mvm.host.backups import Backups
 from mvm.host.bases import Bases
 from mvm.host.bring_up import BringUp
@@ -41,12 +32,12 @@ from mvm.host.inspection import Inspection
 from mvm.host.lifecycle import Lifecycle
 from mvm.host.locations import Locations
 from mvm.host.machines import InstanceDirectories
-from mvm.host.networks import Networks, what_is_missing
+from mvm.host.networks import Networks
 from mvm.host.observation import Observer
 from mvm.host.pairing import Pairing
 from mvm.host.policy_loop import PolicyLoop
 from mvm.host.pools import Pools
-from mvm.host.programs import host_programs, image_cache, image_contents
+from mvm.host.programs import image_cache, image_contents
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.reconcile import Reconciler
 from mvm.host.reconcile_apply import Executor
@@ -68,16 +59,9 @@ from mvm.host.wakedesk import WakeDesk
 from mvm.host.wakes import Wakes
 from mvm.image.debian import DebianBuilder
 from mvm.image.revisions import Revisions
-from mvm.network.taps import open_tap
-from mvm.runtime.base import Machine, Runtime
-from mvm.runtime.process import ProcessRuntime
-from mvm.runtime.qemu import QemuRuntime
-from mvm.security.tokens import random_token
+from mvm.runtime.base import Runtime
 from mvm.security.vault import Vault
 from mvm.store.sqlite import SqliteStore
-from mvm.telemetry.logs import LogStyle, configure
-
-log = structlog.get_logger(__name__)
 
 DATABASE = "state.db"
 KEY_FILE = "secrets.key"
@@ -416,119 +400,3 @@ async def open_host(
             shutdown=asyncio.Event(),
             serving=asyncio.Event(),
         )
-
-
-async def serve(locations: Locations) -> None:
-    """Run the agent until SIGTERM, SIGINT or a `Shutdown` request. Instances live on when it ends.
-
-    Requests are taken as soon as every instance that an earlier agent left in the middle of something is locked; one
-    about such an instance waits until it is recovered.
-    """
-    await asyncio.to_thread(prepare_directories, locations)
-    style = LogStyle.CONSOLE if sys.stderr.isatty() else LogStyle.JSON
-    level = logging.getLevelNamesMapping()[locations.log_level.upper()]
-    configure(style, level=level, file=_own_log(locations))
-    programs = await asyncio.to_thread(host_programs, locations)
-    missing = await what_is_missing()
-    qemu = QemuRuntime(run_dir=locations.run_dir, open_tap=_open_tap, user_network=missing is not None)
-    if missing is not None:
-        log.info("machines would get no network of their tenant", reason=missing, see="docs/network.md")
-    runtimes: dict[str, Runtime] = {"qemu": qemu, "process": ProcessRuntime(programs)}
-    async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(only_agent(locations.socket))
-        stack.push_async_callback(qemu.close)  # machines run on without it
-        host = await stack.enter_async_context(open_host(locations, runtimes, environment={}))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, host.shutdown.set)
-        observe = await stack.enter_async_context(observed(host))
-        await _run(host, ApiServer(REQUESTS, host, observe=observe))
-
-
-def _open_tap(machine: Machine) -> int | None:
-    """The network device of a machine; one that belongs to no tenant has nobody at its other end."""
-    return open_tap(machine.tap, machine.bridge) if machine.bridge else None
-
-
-@contextlib.asynccontextmanager
-async def observed(host: Host) -> AsyncIterator[Callable[[str, str], None]]:
-    """Show metrics and health while the block runs, where a port was set; gives what the API tells its requests to."""
-    port = host.locations.metrics_port
-    if port is None:
-        yield lambda kind, result: None
-        return
-    from mvm.host.console import Console  # aiohttp and prometheus_client only where they are used
-    from mvm.host.observability import Observability
-
-    observability = Observability(host.catalog, host.chronicle, healthy=host.serving.is_set)
-    console = Console(host.explainer, host.chronicle.events, token=random_token(host.clock.entropy))
-    async with observability.shown(port, console) as host.metrics_port:
-        host.console_link = console.link(host.metrics_port)
-        host.reconciler.observe = lambda seconds, errors: observability.metrics.reconciled(seconds, errors=errors)
-        yield observability.request
-
-
-def _own_log(locations: Locations) -> Path | None:
-    """The log file when this is a background agent, whose stderr it is: only the agent itself can bound its size."""
-    path = log_path(locations)
-    try:
-        return path if os.path.samestat(os.fstat(sys.stderr.fileno()), path.stat()) else None
-    except (OSError, ValueError):
-        return None
-
-
-async def _run(host: Host, api: ApiServer[Host]) -> None:
-    holding = asyncio.Event()
-    work = [
-        asyncio.create_task(_recover(host, holding), name="recovery"),
-        asyncio.create_task(host.policy.run(), name="policy"),
-    ]
-    work.append(asyncio.create_task(_account(host, work[0]), name="accounting"))
-    work.append(asyncio.create_task(_reconcile(host, work[0]), name="reconcile"))
-    stopping = asyncio.create_task(host.shutdown.wait(), name="shutdown")
-    try:
-        await holding.wait()
-        await api.start(host.locations.socket)
-        host.serving.set()
-        log.info("agent serves", socket=str(host.locations.socket), instances=len(host.catalog.instances))
-        await asyncio.wait([stopping, work[1]], return_when=asyncio.FIRST_COMPLETED)
-        if work[1].done():
-            work[1].result()
-    finally:
-        host.serving.clear()
-        await api.close()
-        for task in (stopping, *work):
-            task.cancel()
-        await asyncio.gather(stopping, *work, return_exceptions=True)
-        log.info("agent ends; instances run on")
-
-
-async def _account(host: Host, recovery: asyncio.Task[None]) -> None:
-    """What runs is known when everything is recovered, and can be counted from then on."""
-    await recovery
-    try:
-        await host.accounting.run()
-    except Exception:
-        log.exception("usage is not counted any more")
-
-
-async def _reconcile(host: Host, recovery: asyncio.Task[None]) -> None:
-    """What runs is known when everything is recovered; only then is it compared with what should."""
-    await recovery
-    await host.reconciler.run()
-
-
-async def _recover(host: Host, holding: asyncio.Event) -> None:
-    """Instances first, then what was being removed, then whoever runs hears of changes that were cut short."""
-    try:
-        await host.recovery.run(holding=holding)
-        for name in host.runtimes.names:
-            await host.bases.clear_unfinished(host.runtimes.named(name))
-        await host.users.resume_removals()
-        await host.pools.resume_removals()
-        await host.tenants.resume_removals()
-        await host.refreshes.tell_all(actor="recovery")
-    except Exception:
-        log.exception("recovery failed")
-    finally:
-        holding.set()

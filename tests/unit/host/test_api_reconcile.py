@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.unit.host.live_agent import SECRETS, Agent
 
-from mvm.host.app import observed
+from mvm.host.daemon import observed
 from mvm.model.errors import InvalidInput
 
 EXAMPLE: dict[str, Any] = {

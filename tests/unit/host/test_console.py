@@ -14,7 +14,7 @@ import pytest
 from tests.standins.browser import browsing, chromium
 from tests.unit.host.live_agent import Agent
 
-from mvm.host.app import observed
+from mvm.host.daemon import observed
 from mvm.host.reports import Activity
 from mvm.model.errors import Unavailable
 from mvm.model.ids import InstanceId

@@ -18,8 +18,9 @@ from tests.unit.host.live_agent import Agent
 
 from mvm.host.api import ApiServer
 from mvm.host.api_requests import REQUESTS
-from mvm.host.app import Host, observed, open_host
+from mvm.host.app import Host, open_host
 from mvm.host.client import AgentClient
+from mvm.host.daemon import observed
 from mvm.host.locations import Locations, locate
 from mvm.host.rest import _bytes_in
 from mvm.model.errors import NotFound, Unavailable
@@ -96,7 +97,7 @@ async def test_nothing_listens_unless_a_port_is_set(host: Host) -> None:
 
 
 def test_an_agent_without_metrics_loads_nothing_for_them() -> None:
-    check = "import sys, mvm.host.app; sys.exit(bool({'aiohttp', 'prometheus_client'} & set(sys.modules)))"
+    check = "import sys, mvm.host.daemon; sys.exit(bool({'aiohttp', 'prometheus_client'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False, timeout=60).returncode == 0
 
 

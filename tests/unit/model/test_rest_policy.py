@@ -162,7 +162,9 @@ def test_somebody_who_just_asked_for_it_keeps_it_awake() -> None:
     assert decision(instance(), idle(300, wanted_seconds_ago=3600)).action is Action.WARM
 
 
-@pytest.mark.parametrize(("alarm_in", "action"), [(30, Action.DEFER), (3600, Action.SLEEP), (-5, Action.DEFER), (-61, Action.SLEEP)])
+@pytest.mark.parametrize(
+    ("alarm_in", "action"), [(30, Action.DEFER), (3600, Action.SLEEP), (-5, Action.DEFER), (-61, Action.SLEEP)]
+)
 def test_an_alarm_that_is_due_keeps_it_from_sleep(alarm_in: int, action: Action) -> None:
     of = instance(state=State.WARM, next_alarm_at=ago(-alarm_in))
     assert decision(of, idle(900)).action is action
