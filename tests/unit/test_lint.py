@@ -83,13 +83,18 @@ def test_a_lock_has_a_hash_for_every_package_and_no_address(name: str) -> None:
     assert "://" not in text
 
 
+def named(requirement: str) -> str:
+    """The package of a requirement, as locks write it."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~ ]", requirement)[0]).lower()
+
+
 def test_the_locks_agree_and_name_every_requirement() -> None:
     runtime, dev = pins("runtime"), pins("dev")
     assert runtime.items() <= dev.items()
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = {re.split(r"[<>=!~ ]", requirement)[0].lower() for requirement in document["project"]["dependencies"]}
+    wanted = {named(requirement) for requirement in document["project"]["dependencies"]}
     assert wanted <= runtime.keys()
-    group = {re.split(r"[<>=!~ ]", requirement)[0].lower() for requirement in document["dependency-groups"]["dev"]}
+    group = {named(requirement) for requirement in document["dependency-groups"]["dev"]}
     assert group <= dev.keys()
 
 
