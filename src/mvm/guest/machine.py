@@ -45,7 +45,7 @@ def set_clock_back() -> None:
     """Put the clock of a machine that will be copied a day back, before anything else runs in it. Raises `OSError`.
 
     OpenSSL asks the kernel for randomness anew when the clock has moved by an hour or more. A copy gets the right time
-    when it wakes, and then each of its processes does so: without that, all copies would draw the same numbers (ADR 7).
+    when it wakes, and then each of its processes does so: without that, all copies would draw the same numbers (ADR 8).
     """
     time.clock_settime(time.CLOCK_REALTIME, time.time() - DAY_SECONDS)
 

@@ -2,7 +2,7 @@
  * Random numbers that Node draws in advance. A copy of this process's memory has the same ones, and would hand them out
  * as its own: they are drawn and thrown away, until Node has to ask OpenSSL for new ones.
  *
- * OpenSSL itself asks the kernel anew when the clock has moved by an hour or more, which it has in a copy (ADR 7).
+ * OpenSSL itself asks the kernel anew when the clock has moved by an hour or more, which it has in a copy (ADR 8).
  */
 import { randomBytes, randomInt, randomUUID } from "node:crypto";
 
