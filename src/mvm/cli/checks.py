@@ -92,14 +92,13 @@ def openclaw_installation(locations: Locations) -> Finding:
 
 def kvm(device: Path = Path("/dev/kvm")) -> Finding:
     """Whether KVM makes a machine with a processor, found out by making one."""
-    matters = "microVMs, which this version does not have yet, will need it; nothing else does"
+    matters = "by it virtual machines run at the processor's own speed; without it they are emulated"
     text, remedy = _try_kvm(device)
     if remedy is not None:
         return Finding(name="kvm", verdict=Verdict.WARNING, found=text, matters=matters, remedy=remedy)
-    remark = "this mvm has no microVM runtime yet, so instances run as processes all the same"
     if _is_virtual():
-        remark = f"this machine is virtual itself, so guests may still fail to run; {remark}"
-    return Finding(name="kvm", verdict=Verdict.OK, found=f"{text}; {remark}", matters=matters)
+        text += "; this machine is virtual itself, so guests may still fail to run: the line 'qemu' has tried one"
+    return Finding(name="kvm", verdict=Verdict.OK, found=text, matters=matters)
 
 
 def process_runtime() -> Finding:

@@ -90,7 +90,7 @@ class Runtimes:
         if self._production and not runtime.capabilities.isolated:
             raise Refused(
                 f"runtime {runtime.name!r} does not isolate tenants and production mode refuses it",
-                hint="the microVM runtimes are not in this version; unset MVM_PRODUCTION where nobody needs isolation",
+                hint="use virtual machines (MVM_RUNTIME=qemu), or unset MVM_PRODUCTION where nobody needs isolation",
             )
 
 

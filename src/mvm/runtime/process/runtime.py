@@ -104,7 +104,7 @@ class ProcessRuntime:
         return Probe(
             usable=True,
             reason="instances are ordinary processes of this user and NOT isolated from each other",
-            remedy="isolation needs microVMs, which this version does not have yet",
+            remedy="for isolation run them in virtual machines: --runtime qemu",
         )
 
     async def assign_address(self, guest_ip: str) -> str:
