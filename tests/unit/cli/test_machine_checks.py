@@ -26,7 +26,7 @@ class Probed:
 
 @pytest.fixture
 def locations(tmp_path: Path) -> Locations:
-    return locate({"state_dir": str(tmp_path), "run_dir": str(tmp_path / "run")})
+    return locate({"state_dir": str(tmp_path), "run_dir": "/run/mvm-nowhere"})
 
 
 async def verdict(locations: Locations, probe: Probe) -> Verdict:
