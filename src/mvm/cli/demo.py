@@ -12,7 +12,7 @@ import typer
 
 from mvm.cli import session
 from mvm.cli.output import AsJson, Format, Output, emit, facts, sections
-from mvm.model.errors import Conflict, InvalidInput, NotFound
+from mvm.model.errors import InvalidInput, NotFound
 from mvm.model.ids import TenantId
 
 if TYPE_CHECKING:
@@ -180,11 +180,9 @@ class _Run:
 
     def _check_runtime(self, node: Json) -> None:
         """Say how instances run; refuse when the agent that runs was told otherwise."""
-        if self._runtime not in (None, "auto", node["runtime"]):
-            raise Conflict(
-                f"the agent that runs uses the runtime {node['runtime']}, not {self._runtime}",
-                hint="end that agent (its instances live on), or give this demo directories of its own by --state-dir",
-            )
+        from mvm.cli.manifests import require_runtime
+
+        require_runtime(node, self._runtime)
         if node["isolated"]:  # otherwise `mvm new` says so
             self._say(f"runtime {node['runtime']}: {node['runtime_reason']}")
 

@@ -40,6 +40,9 @@ def deploy(
     interval: Annotated[
         float | None, typer.Option(min=1, max=86400, metavar="SECONDS", help="With --watch; default: 30.")
     ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(metavar="RUNTIME", help="How instances run: auto, qemu or process.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would be done.")] = False,
     prune: Annotated[
         bool, typer.Option("--prune", help="Destroy its pools and users that the file does not name, with their data.")
@@ -63,7 +66,7 @@ def deploy(
         raise InvalidInput("--watch and --dry-run exclude each other", hint="leave one of them out")
     if watch and output is Format.YAML:
         raise InvalidInput("--watch has no YAML", hint="use --json: one document a line")
-    deployer = Deployer(file, session.locations(), prune=prune, check=check)
+    deployer = Deployer(file, session.locations(runtime=runtime), prune=prune, check=check)
     if watch:
         from mvm.cli.deploy_watch import Watch
 

@@ -79,6 +79,7 @@ async def ready_agent(locations: Locations, deployment: Deployment, *, say: Call
 
     client = await ensure_agent(locations, say=say)
     node = await client.call("NodeInfo")
+    require_runtime(node, locations.runtime if locations.origins.get("runtime", "").startswith("flag") else None)
     if node["runtime"] == "none":
         raise Unavailable(f"no instance can run here: {node['runtime_reason']}", hint="`mvm doctor` says what to do")
     if node["isolated"]:
@@ -89,6 +90,18 @@ async def ready_agent(locations: Locations, deployment: Deployment, *, say: Call
         say("note: `egress` is not enforced: this runtime has no network of its own")
     say(f"note: runtime {node['runtime']}: {node['runtime_reason']}")
     return client
+
+
+def require_runtime(node: Json, wanted: str | None) -> None:
+    """Raise `Conflict` when the agent that runs was told to use another runtime than the wanted one."""
+    from mvm.model.errors import Conflict
+
+    if wanted not in (None, "auto", node["runtime"]):
+        raise Conflict(
+            f"the agent that runs uses the runtime {node['runtime']}, not {wanted}",
+            hint="end that agent (`mvm agent stop`; its instances live on) and type this again,"
+            " or use directories of its own: --state-dir",
+        )
 
 
 async def apply_deployment(client: AgentClient, what: Prepared, on_progress: Show, **options: bool) -> Json:

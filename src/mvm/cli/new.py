@@ -35,6 +35,9 @@ def new(
     template: Annotated[str, typer.Argument(metavar="TEMPLATE", help="What to make: openclaw.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Id of the deployment and of its tenant.")],
     config: Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="Its deploy.toml.")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(metavar="RUNTIME", help="How instances run: auto, qemu or process.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would be done.")] = False,
     check: Annotated[bool, typer.Option(help="Ask Telegram and the model provider whether they know the keys.")] = True,
     wait: Annotated[bool, typer.Option(help="Wait until the deployment is ready.")] = True,
@@ -53,7 +56,7 @@ def new(
                 name,
                 template=template,
                 config=config,
-                locations=session.locations(),
+                locations=session.locations(runtime=runtime),
                 dry_run=dry_run,
                 check=check,
                 wait=wait,

@@ -9,7 +9,8 @@ import pytest
 from tests.unit.cli import samples
 from tests.unit.cli.conftest import ScriptedAgent, Type
 
-from mvm.model.errors import Unavailable
+from mvm.cli.manifests import require_runtime
+from mvm.model.errors import Conflict, Unavailable
 
 ACTIONS = [{"action": "create tenant", "object": "alice", "reason": "it does not exist"}]
 TELEGRAM = "123456789:AAaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
@@ -129,3 +130,14 @@ def test_no_deployment_is_begun_when_openclaw_cannot_be_installed(
     typed = mvm("new", "openclaw", "alice", "--no-check")
     assert typed.error == ("npm could not install OpenClaw", "check the network")
     assert ready.requests == []
+
+
+@pytest.mark.parametrize("wanted", [None, "auto", "qemu"])
+def test_the_runtime_of_the_agent_that_runs_is_fine_when_it_is_the_wanted_one(wanted: str | None) -> None:
+    require_runtime({"runtime": "qemu"}, wanted)
+
+
+def test_another_runtime_than_the_agent_s_is_refused_with_the_way_to_it() -> None:
+    with pytest.raises(Conflict, match="uses the runtime process, not qemu") as refused:
+        require_runtime({"runtime": "process"}, "qemu")
+    assert "mvm agent stop" in (refused.value.hint or "")
