@@ -180,24 +180,26 @@ class WakeDesk:
             return True
         if not self._sleep.restarting:
             self._begin_start()  # nothing happens when it runs
-        if other_config and not drain:
-            self._begin_catching_up(reload=news.reload)
+        if other_config and (news.reload or not drain):
+            self._begin_catching_up(reload=news.reload, awake=drain)
         elif news.reload:
             return await self._reload(drain=drain)
         return False
 
-    def _begin_catching_up(self, *, reload: bool) -> None:
-        """Have a sleeper taken in what changed before anybody is let in: it would ask the wrong provider.
+    def _begin_catching_up(self, *, reload: bool, awake: bool) -> None:
+        """Have OpenClaw go by another configuration, and by the secrets for it.
 
-        In the background, for the host does not wait that long for the answer to its wake.
+        In the background, for the host does not wait that long for its answer. Who was asleep lets nobody in until
+        then: OpenClaw would ask the wrong provider.
         """
         if self._catching_up is not None:
             self._catching_up.cancel()
-        self._sleep.catching_up = True
-        self._board.set_restarting(True)
-        self._catching_up = asyncio.create_task(self._catch_up(reload=reload), name="catch up")
+        if not awake:
+            self._sleep.catching_up = True
+            self._board.set_restarting(True)
+        self._catching_up = asyncio.create_task(self._catch_up(reload=reload, awake=awake), name="catch up")
 
-    async def _catch_up(self, *, reload: bool) -> None:
+    async def _catch_up(self, *, reload: bool, awake: bool) -> None:
         try:
             await self._control.restore()
             await self._control.config_applied()
@@ -207,13 +209,13 @@ class WakeDesk:
             self._reload_when_up = reload
         except ControlError as error:
             log.warning("OpenClaw does not take in what changed (%s): restarting it", error)
-            self._begin_restart(drain=False)
+            self._begin_restart(drain=awake)
             return
         finally:
             self._sleep.catching_up = False
             if not self._sleep.restarting:
                 self._board.set_restarting(False)
-        if self._deliveries is not None:
+        if self._deliveries is not None and not awake:
             await self._deliveries.open()
             self._deliveries.nudge()
 

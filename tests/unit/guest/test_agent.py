@@ -196,6 +196,20 @@ async def test_a_sleeper_with_another_configuration_lets_nobody_in_before_opencl
     assert json.loads(world.paths.openclaw_config.read_text())["model"] == "another"
 
 
+async def test_another_configuration_with_its_secrets_is_taken_in_while_the_person_is_served(world: AgentWorld) -> None:
+    await world.start()
+    world.write_openclaw_config({"port": world.openclaw_port, "model": "another"})
+    world.write_secret("anthropic", "ANTHROPIC_API_KEY", "key-2")
+    world.behave(applied="go")
+    world.clear_calls()
+    ack = await world.ask(messages.Refresh(secrets_epoch=2, config_version=2))
+    assert (ack.success, ack.restarted) == (True, False)
+    assert await world.reach_forwarder()
+    assert "RELOAD_SECRETS" not in world.calls(), "it would be given up for the configuration that comes"
+    (world.programs / "openclaw/go").touch()
+    await until(lambda: "RELOAD_SECRETS" in world.calls(), "the secrets being read again")
+
+
 async def test_a_sleeper_whose_openclaw_does_not_take_its_configuration_in_has_it_restarted(world: AgentWorld) -> None:
     await world.start()
     assert (await world.ask(messages.SleepPrep(drain_timeout_secs=5))).success
