@@ -113,7 +113,7 @@ def _open(stack: ExitStack, path: Path, mode: int, what: str) -> int:
 def launch(
     qemu: Qemu, machine: Machine, files: Files, hardware: Hardware, descriptors: Descriptors, *, incoming: bool
 ) -> Identity:
-    """Start QEMU, recorded and bounded. Raises `Unavailable`; then nothing runs."""
+    """Start QEMU, recorded; `bound` comes next. Raises `Unavailable`; then nothing runs."""
     arguments = command(
         qemu.binary,
         hardware,
@@ -130,6 +130,16 @@ def launch(
         output=files.output,
         held=descriptors.all(),
     )
+    _limit(identity.pid)
+    Record(identity=identity).write(files.record)
+    return identity
+
+
+def bound(machine: Machine, files: Files, identity: Identity) -> None:
+    """Put a QEMU that starts into a control group of its own.
+
+    For another thread, while QEMU starts: the kernel lets every processor pass by before it moves a process, 10 ms.
+    """
     held = bounds.apply(
         identity.pid,
         name=f"{machine.ref.instance_id}-{identity.pid}",
@@ -137,9 +147,7 @@ def launch(
         memory_bytes=memory_bytes(machine.mem_mib),
     )
     log.debug("%s: QEMU is %s", machine.ref, held.note)
-    _limit(identity.pid)
     Record(identity=identity, groups=held.groups).write(files.record)
-    return identity
 
 
 def _as_user(uid: int | None) -> list[str]:

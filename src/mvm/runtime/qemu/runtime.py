@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from mvm.drives import images
@@ -157,7 +157,8 @@ class QemuRuntime:
         await self._clear(machine, files)
         made_of = await self._made_of(machine)
         await asyncio.to_thread(self._prepare_boot, machine, files)
-        identity = await self._launch(machine, files, made_of, incoming=False)
+        async with AsyncExitStack() as stack:
+            identity, _ = await self._launch(machine, files, made_of, stack, incoming=False)
         return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
 
     def _prepare_boot(self, machine: Machine, files: Files) -> None:
@@ -177,41 +178,49 @@ class QemuRuntime:
         await self._clear(machine, files)
         made_of = await self._made_of(machine)
         _, wanted = made_of
-        await asyncio.to_thread(snapshots.verify, files, snapshot, wanted)
-        await asyncio.to_thread(snapshots.unpack, files, snapshot, uid=machine.uid)
+        await asyncio.to_thread(snapshots.make_ready, files, snapshot, wanted, uid=machine.uid)
         snapshots.consume(files)
         lasting = asyncio.create_task(asyncio.to_thread(sparse.sync_directory, files.memory))
-        try:
-            identity = await self._launch(machine, files, made_of, incoming=True)
-        except BaseException:
-            snapshots.give_back(files)
-            await asyncio.gather(lasting, return_exceptions=True)
-            raise
-        try:
-            await lasting
-            await self._load(machine, files)
-        except (MvmError, OSError) as error:
-            await self._end(machine, files)
-            raise SnapshotRejected(f"QEMU does not take the snapshot: {self._why(files, error)}") from error
-        except BaseException:
-            await asyncio.shield(self._end(machine, files))
-            raise
+        async with AsyncExitStack() as stack:
+            try:
+                identity, monitor = await self._launch(machine, files, made_of, stack, incoming=True)
+            except BaseException:
+                snapshots.give_back(files)
+                await asyncio.gather(lasting, return_exceptions=True)
+                raise
+            try:
+                await lasting
+                await self._load(monitor, files)
+            except (MvmError, OSError) as error:
+                await self._end(machine, files)
+                raise SnapshotRejected(f"QEMU does not take the snapshot: {self._why(files, error)}") from error
+            except BaseException:
+                await asyncio.shield(self._end(machine, files))
+                raise
         return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
 
-    async def _load(self, machine: Machine, files: Files) -> None:
+    async def _load(self, monitor: Monitor, files: Files) -> None:
         descriptor = os.open(files.memory / snapshots.DEVICES, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            async with self._monitor(machine) as monitor:
-                await monitor.load_devices(descriptor)
-                await monitor.execute("cont")
+            await monitor.load_devices(descriptor)
+            await monitor.execute("cont")
         finally:
             os.close(descriptor)
         snapshots.remove_used(files)
 
     async def _launch(
-        self, machine: Machine, files: Files, made_of: tuple[Hardware, dict[str, str]], *, incoming: bool
-    ) -> Identity:
-        """Start QEMU, attach to it and wait for its greeting. On failure nothing is left of it."""
+        self,
+        machine: Machine,
+        files: Files,
+        made_of: tuple[Hardware, dict[str, str]],
+        stack: AsyncExitStack,
+        *,
+        incoming: bool,
+    ) -> tuple[Identity, Monitor]:
+        """Start QEMU, attach to it and wait for its greeting. On failure nothing is left of it.
+
+        Its monitor is open until `stack` ends.
+        """
         hardware, made_by = made_of
         qemu = Qemu(binary=(await self._host()).binary, sandbox=platform.system() == "Linux")
         ram = os.open(files.ram, os.O_RDWR | os.O_CLOEXEC)
@@ -224,8 +233,12 @@ class QemuRuntime:
             with launching.opened(hardware, files, makeup.drive_images(machine, files), ram, tap) as descriptors:
                 identity = launching.launch(qemu, machine, files, hardware, descriptors, incoming=incoming)
             self._attachment(machine).begin()
-            async with self._monitor(machine):
+            bounding = asyncio.create_task(asyncio.to_thread(launching.bound, machine, files, identity))
+            try:
                 makeup.remember(files, made_by)
+                monitor = await stack.enter_async_context(self._monitor(machine))
+            finally:
+                await asyncio.shield(bounding)
         except MonitorClosed as error:
             await asyncio.shield(self._end(machine, files))
             raise Unavailable(
@@ -235,7 +248,7 @@ class QemuRuntime:
         except BaseException:
             await asyncio.shield(self._end(machine, files))
             raise
-        return identity
+        return identity, monitor
 
     # Warm, asleep, copied
 
@@ -274,7 +287,7 @@ class QemuRuntime:
             await asyncio.to_thread(snapshots.discard_name, files)
 
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
-        return await asyncio.to_thread(snapshots.load, Files.of(machine).memory)
+        return snapshots.load(Files.of(machine).memory)  # a small file: sooner read than given to a thread
 
     async def compress_snapshot(self, machine: Machine) -> int | None:
         """Compress the memory of one that sleeps long; `restore` unpacks it. Returns the bytes on disk, None when

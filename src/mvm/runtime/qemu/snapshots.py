@@ -82,6 +82,12 @@ def finish(files: Files, made_by: Mapping[str, str]) -> Snapshot:
     return snapshot
 
 
+def make_ready(files: Files, snapshot: Snapshot, wanted: Mapping[str, str], *, uid: int | None) -> None:
+    """`verify`, and `unpack` what is compressed: QEMU can be given what was saved then."""
+    verify(files, snapshot, wanted)
+    unpack(files, snapshot, uid=uid)
+
+
 def verify(files: Files, snapshot: Snapshot, wanted: Mapping[str, str]) -> None:
     """Raise `SnapshotRejected`, naming the first reason, unless this snapshot may be restored as it is wanted."""
     metadata = snapshot.metadata
