@@ -1,14 +1,29 @@
 #!/usr/bin/env python3
-"""What a wake costs, stage by stage, and mvm's own share of it.
+"""What a wake costs, stage by stage, against its bare part in the same run, and mvm's own share of it.
 
-    python bench/wake.py [--runtime process] [--wakes 5] [--json]
+    python bench/wake.py [--runtime process|qemu] [--wakes 5] [--standin] [--json]
 
 A deployment like any other, against the stand-ins for Telegram and the model: its worker is put to sleep and woken by
-a message, over and over. Printed are the stages of the host's own timeline (milliseconds, median), the time from the
-message to its answer, and in the same run the bare part: OpenClaw alone, started by hand, until it says it is ready.
+a message, over and over. Between sleep and message the bare part runs, which is what no runtime can do without:
 
-mvm's share is the host agent's own time: everything but `restore` (the runtime), `agent` (the guest's programs coming
-up) and `service` (OpenClaw itself).
+* qemu: a QEMU started by this program from copies of the very same sleeper's files, exec to the first Pong of its
+  guest over the channel (`bench/parts/bare_qemu.py`). It is compared with mvm's wake up to the guest agent's answer.
+* process: OpenClaw alone, started by hand, until it says that it is ready (`bench/parts/bare_openclaw.py`). No memory
+  is kept, so this is compared with the whole wake.
+
+mvm's share is the host agent's own time outside the machine and the guest. It has two parts, printed both:
+
+* own stages: all of the host's timeline but `restore`, `agent` (up to the first Pong), `guest` (the guest's own work
+  at a wake: clock, mounts, secrets) and `service` (until OpenClaw answers its health check);
+* beyond bare: how much longer `restore` and `agent` together take (median) than the bare restore, if they do. What
+  mvm does there and the bare program does not is in it: checks of the snapshot, a user of its own, control groups, a
+  TAP, disk flushes, an event loop. So is whatever else the two differed by: from one time to the next an emulated
+  guest on a busy machine differs by more than all of mvm's work. `restore` against the bare "exec to running" says
+  it without the guest.
+
+The bare part runs twice between each sleep and wake. Medians are of each line by itself: lines need not add up.
+`--standin` puts the stand-in for OpenClaw into the machines (tests/standins/openclaw): the same path in less memory,
+and a first start in seconds. Runtime qemu needs root, and runs in a network namespace of its own.
 """
 
 from __future__ import annotations
@@ -16,126 +31,191 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.parts.bare_openclaw import start_ms
+from bench.parts.bare_qemu import Sleeper, restore
+from bench.parts.images import have_image, why_no_machines
 from tests.e2e.operator import Operator, operator
+from tests.vm.images import STANDIN
+from tests.vm.machines import ALICE, TENANT, openclaw_machines, standin_machines
+from tests.vm.namespace import enter_private_network
 
 from mvm.host.locations import locate
 from mvm.host.programs import expected_installation
 from mvm.openclaw.programs import find_programs
-from mvm.runtime.process.claims import LOWEST_PORT
 
-ALICE = 5001
+PATIENCE_SECONDS = 600.0
 NOT_OURS = frozenset({"restore", "boot", "agent", "guest", "service"})
-READY_LIMIT_SECONDS = 120.0
+SHARE_AIM_MS = 20.0
+RATIO_AIM = 1.3
+BARE_PER_WAKE = 2
+
+Lines = dict[str, float]
+"""What is measured in one round -> milliseconds."""
 
 
-async def bare_openclaw_ms() -> float:
-    """OpenClaw with the smallest configuration it accepts: exec to /readyz 200, in milliseconds."""
-    with tempfile.TemporaryDirectory(prefix="mvm-bench-") as text:
-        directory = Path(text)
-        port = LOWEST_PORT - 500
-        config = directory / "openclaw.json"
-        gateway = {"mode": "local", "port": port, "bind": "loopback", "auth": {"mode": "token", "token": "bench"}}
-        config.write_text(json.dumps({"gateway": gateway, "discovery": {"mdns": {"mode": "off"}}}))
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": text,
-            "OPENCLAW_STATE_DIR": text,
-            "OPENCLAW_CONFIG_PATH": str(config),
-            "OPENCLAW_NO_RESPAWN": "1",
-            "OPENCLAW_NO_AUTO_UPDATE": "1",
-        }
-        entry = expected_installation(locate({})).openclaw_dir / "openclaw.mjs"
-        began = time.perf_counter()
-        process = await asyncio.create_subprocess_exec(
-            str(find_programs().node),
-            str(entry),
-            "gateway",
-            "run",
-            env=environment,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
-            await asyncio.wait_for(_until_ready(f"http://127.0.0.1:{port}/readyz"), READY_LIMIT_SECONDS)
-            return (time.perf_counter() - began) * 1000
-        finally:
-            process.terminate()
-            await process.wait()
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """What is measured."""
+
+    operator: Operator
+    tenant: str
+    bare: Callable[[dict[str, Any]], Awaitable[dict[str, float]]]
+    """Runs the bare part for a sleeping worker; returns its lines in milliseconds, `bare` the whole."""
+    keeps_memory: bool
+    """What bare and wake have in common ends at the first Pong; otherwise at the health check."""
 
 
-async def _until_ready(url: str) -> None:
-    while True:
-        try:
-            await asyncio.to_thread(urllib.request.urlopen, url, None, 2)
-            return
-        except (urllib.error.URLError, OSError):
-            await asyncio.sleep(0.05)
+@asynccontextmanager
+async def processes(standin: bool) -> AsyncIterator[Deployment]:
+    """Instances are processes of this host."""
+    directory = STANDIN if standin else expected_installation(locate({})).openclaw_dir
+
+    async def bare(_worker: dict[str, Any]) -> dict[str, float]:
+        return {"bare": await start_ms(find_programs().node, directory)}
+
+    async with operator(MVM_RUNTIME="process", **({"MVM_OPENCLAW_DIR": str(STANDIN)} if standin else {})) as someone:
+        await someone.new("bench", {"alice": ALICE})
+        yield Deployment(operator=someone, tenant="bench", bare=bare, keeps_memory=False)
 
 
-async def one_wake(someone: Operator, worker: dict[str, Any], number: int) -> dict[str, float]:
-    """Sleep, message, answer: the stages of that wake, and the message's own time."""
+@asynccontextmanager
+async def machines(standin: bool) -> AsyncIterator[Deployment]:
+    """Instances are virtual machines; whatever is given to them is also there for a bare QEMU."""
+    have_image(standin=standin)
+    enter_private_network()
+
+    async with (standin_machines if standin else openclaw_machines)({"alice": ALICE}) as deployment:
+        someone = deployment.operator
+
+        async def bare(worker: dict[str, Any]) -> dict[str, float]:
+            info = await deployment.info(worker)
+            sleeper = Sleeper(instance=info, state_dir=deployment.state_dir, run_dir=someone.directory / "run")
+            took = await asyncio.to_thread(restore, sleeper)
+            return {"bare running": took.running, "bare pong": took.pong, "bare": took.total}
+
+        yield Deployment(operator=someone, tenant=TENANT, bare=bare, keeps_memory=True)
+
+
+RUNTIMES = {"process": processes, "qemu": machines}
+
+
+async def one_wake(deployment: Deployment, worker: dict[str, Any], number: int) -> tuple[Lines, list[Lines]]:
+    """Sleep, the bare part, message, answer: the lines of that wake, and of each bare part."""
+    someone = deployment.operator
     await someone.sleep(worker)
+    bare = [await deployment.bare(worker) for _ in range(BARE_PER_WAKE)]
     began = time.perf_counter()
-    await someone.say(ALICE, f"wake number {number}")
+    await someone.say(ALICE, f"wake number {number}", seconds=PATIENCE_SECONDS)
     answered = (time.perf_counter() - began) * 1000
     shown = await someone.ask("instance", "info", someone.address(worker))
-    timeline = shown["instance"]["last_wake"]
-    stages = {stage["stage"]: stage["milliseconds"] for stage in timeline["stages"]}
-    total = sum(stages.values())
-    share = sum(ms for stage, ms in stages.items() if stage not in NOT_OURS)
-    return {**stages, "wake total": total, "mvm's share": share, "message to answer": answered}
+    stages = {stage["stage"]: stage["milliseconds"] for stage in shown["instance"]["last_wake"]["stages"]}
+    return {**stages, **derived(stages), "message to reply": answered}, bare
 
 
-async def measure(runtime: str, wakes: int) -> dict[str, Any]:
+def derived(stages: Lines) -> Lines:
+    """What is made of the stages of one wake."""
+    names = list(stages)
+    up_to_agent = names[: names.index("agent") + 1]
+    return {
+        "restore and agent": stages["restore"] + stages["agent"],
+        "wake to agent": sum(stages[name] for name in up_to_agent),
+        "wake to health check": sum(stages.values()),
+        "own stages": sum(ms for stage, ms in stages.items() if stage not in NOT_OURS),
+    }
+
+
+async def measure(runtime: str, wakes: int, *, standin: bool) -> dict[str, Any]:
     """All figures of one run, in milliseconds."""
-    async with operator(MVM_RUNTIME=runtime) as someone:
-        await someone.new("bench", {"alice": ALICE})
-        await someone.say(ALICE, "warm up")
-        worker = await someone.worker("bench")
-        runs = [await one_wake(someone, worker, number) for number in range(wakes)]
-        gateway = await someone.gateway("bench")
-        await someone.mvm("instance", "stop", someone.address(gateway), "--force")
-        await someone.sleep(worker)
-        bare = [await bare_openclaw_ms() for _ in range(max(2, wakes // 2))]
-    names = list(runs[0])
-    medians = {name: statistics.median(run.get(name, 0.0) for run in runs) for name in names}
-    bare_ms = statistics.median(bare)
+    async with RUNTIMES[runtime](standin) as deployment:
+        someone = deployment.operator
+        await someone.say(ALICE, "warm up", seconds=PATIENCE_SECONDS)
+        worker = await someone.worker(deployment.tenant)
+        rounds = [await one_wake(deployment, worker, number) for number in range(wakes)]
+        keeps_memory = deployment.keeps_memory
+    runs = [run for run, _ in rounds]
+    bares = [bare for _, each in rounds for bare in each]
+    median = over(runs, statistics.median) | over(bares, statistics.median)
+    beyond = max(0.0, median["restore and agent"] - median["bare"]) if keeps_memory else 0.0
     return {
         "runtime": runtime,
+        "standin": standin,
         "wakes": wakes,
-        "median_ms": {**medians, "bare OpenClaw start": bare_ms},
-        "worst_ms": {name: max(run.get(name, 0.0) for run in runs) for name in names},
-        "wake_to_bare_ratio": medians["wake total"] / bare_ms,
+        "compared_up_to": "agent" if keeps_memory else "health check",
+        "median_ms": median,
+        "worst_ms": over(runs, max) | over(bares, max),
+        "beyond_bare_ms": beyond,
+        "share_ms": median["own stages"] + beyond,
+        "share_aim_ms": SHARE_AIM_MS,
+        "ratio": (median["wake to agent"] if keeps_memory else median["wake to health check"]) / median["bare"],
+        "ratio_aim": RATIO_AIM,
+        "runs": runs,
+        "bare_runs": bares,
     }
+
+
+def over(rounds: list[Lines], pick: Callable[[Iterable[float]], float]) -> Lines:
+    """One figure for each line of several rounds; a stage that a round did not have took no time."""
+    names = dict.fromkeys(name for each in rounds for name in each)
+    return {name: pick([each.get(name, 0.0) for each in rounds]) for name in names}
+
+
+LABELS = {
+    "bare running": "bare QEMU: exec to running",
+    "bare pong": "bare QEMU: running to first Pong",
+    "wake to agent": "wake to the agent's answer",
+    "wake to health check": "wake to OpenClaw's health check",
+    "message to reply": "message to delivered reply",
+    "own stages": "mvm's share: own stages",
+}
+
+BEYOND = "mvm's share: restore, agent beyond bare"
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures for people."""
+    median, worst = figures["median_ms"], figures["worst_ms"]
+    agent = figures["compared_up_to"] == "agent"
+    labels = {"bare": f"bare {'QEMU restore to first Pong' if agent else 'OpenClaw start to health check'}", **LABELS}
+    hidden = {"restore and agent"}
+    rows = {name: f"stage {name}" for name in median if name not in labels and name not in hidden}
+    rows |= {name: label for name, label in labels.items() if name in median}
+    kind = "the stand-in for OpenClaw" if figures["standin"] else "OpenClaw"
+    lines = [f"{figures['wakes']} wakes on runtime {figures['runtime']} with {kind}"]
+    lines.append(f"{'milliseconds':40}{'median':>12}{'worst':>12}")
+    lines += [f"{label:40}{median[name]:>12,.1f}{worst[name]:>12,.1f}" for name, label in rows.items()]
+    lines.append(f"{BEYOND:40}{figures['beyond_bare_ms']:>12,.1f}")
+    side = "the agent's answer" if agent else "OpenClaw's health check"
+    lines.append(_against(f"wake to {side} / bare", figures["ratio"], figures["ratio_aim"], "x"))
+    lines.append(_against("mvm's share", figures["share_ms"], figures["share_aim_ms"], "ms"))
+    return "\n".join(lines)
+
+
+def _against(what: str, value: float, aim: float, unit: str) -> str:
+    return f"{what}: {value:,.2f} {unit}, aim at most {aim:g} {unit}: {'met' if value <= aim else 'not met'}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runtime", default="process")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="process")
     parser.add_argument("--wakes", type=int, default=5)
+    parser.add_argument("--standin", action="store_true", help="the stand-in for OpenClaw in place of the real one")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
-    figures = asyncio.run(measure(arguments.runtime, arguments.wakes))
-    if arguments.json:
-        print(json.dumps(figures, indent=2))
-        return
-    print(f"{figures['wakes']} wakes on runtime {figures['runtime']}, milliseconds")
-    for name, median in figures["median_ms"].items():
-        worst = figures["worst_ms"].get(name)
-        print(f"  {name:22}{median:>12,.1f}" + (f"   worst {worst:>10,.1f}" if worst is not None else ""))
-    print(f"  wake against bare OpenClaw: {figures['wake_to_bare_ratio']:.2f} x")
+    if arguments.runtime == "qemu" and (reason := why_no_machines()) is not None:
+        raise SystemExit(f"not measured: {reason}")
+    figures = asyncio.run(measure(arguments.runtime, arguments.wakes, standin=arguments.standin))
+    print(json.dumps(figures, indent=2) if arguments.json else table(figures))
 
 
 if __name__ == "__main__":
