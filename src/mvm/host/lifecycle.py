@@ -100,6 +100,7 @@ class Lifecycle:
         tenant = self._catalog.tenant(tenant_id)
         chosen = (await self._runtimes.choose(runtime)).runtime
         async with self._quotas.lock(tenant_id):
+            pool = self._catalog.pool(tenant_id, pool_id)  # it may have been destroyed meanwhile
             self._quotas.check_create_instance(pool)
             octets = {i.network.host_octet for i in self._catalog.instances_of(tenant_id)}
             instance_id = wanted_id or self._clock.new_instance_id()

@@ -62,7 +62,8 @@ class Pools:
     async def update(self, tenant_id: TenantId, spec: PoolSpec, *, actor: str) -> Pool:
         """Make a pool what `spec` says. Resources count from the next start, everything else at once.
 
-        Raises `InvalidInput` when the role would change: whatever runs in its instances is made for it.
+        Raises `InvalidInput` when the role would change: whatever runs in its instances is made for it. Raises
+        `QuotaExceeded` when the drives of its instances would become too large.
         """
         pool = self._catalog.pool(tenant_id, spec.pool_id)
         if spec == pool.spec:
@@ -74,7 +75,9 @@ class Pools:
             )
         changed = sorted(name for name in PoolSpec.model_fields if getattr(spec, name) != getattr(pool, name))
         settings = {name: getattr(spec, name) for name in PoolSpec.model_fields}
-        pool = await self._catalog.save_pool(pool.model_copy(update=settings))
+        async with self._quotas.lock(tenant_id):
+            self._quotas.check_larger_drives(pool, data_disk_mib=spec.data_disk_mib)
+            pool = await self._catalog.save_pool(pool.model_copy(update=settings))
         self._chronicle.record_tenant(
             tenant_id, AuditAction.POOL_UPDATED, actor=actor, pool_id=pool.pool_id, detail=", ".join(changed)
         )
@@ -127,11 +130,16 @@ class Pools:
                 )
 
     async def _remove(self, tenant_id: TenantId, pool_id: PoolId, *, actor: str, progress: Progress) -> None:
-        instances = self._catalog.instances_of(tenant_id, pool_id)
-        for number, instance in enumerate(instances):
-            progress(f"destroying {instance.ref}", done=number, total=len(instances))
-            await self._operations.destroy(instance.ref, actor=actor)
-        await self._catalog.remove_pool(tenant_id, pool_id)
+        gone = False
+        while not gone:
+            instances = self._catalog.instances_of(tenant_id, pool_id)
+            for number, instance in enumerate(instances):
+                progress(f"destroying {instance.ref}", done=number, total=len(instances))
+                await self._operations.destroy(instance.ref, actor=actor)
+            # Instances are made under this lock: none is made in a pool that is just going.
+            async with self._quotas.lock(tenant_id):
+                if gone := not self._catalog.instances_of(tenant_id, pool_id):
+                    await self._catalog.remove_pool(tenant_id, pool_id)
         self._chronicle.record_tenant(tenant_id, AuditAction.POOL_DESTROYED, actor=actor, pool_id=pool_id)
         # A gateway that is gone leaves workers that nobody may deliver to any more.
         await self._refreshes.tell_tenant(tenant_id, actor=actor)

@@ -119,3 +119,14 @@ class QuotaKeeper:
             quota.Request(disk_mib=pool.data_disk_mib, instances_in_pool=1),
             who=f"a new instance of {pool.tenant_id}/{pool.pool_id}",
         )
+
+    def check_larger_drives(self, pool: Pool, *, data_disk_mib: int) -> None:
+        """May the data drives of this pool's instances have that size?"""
+        tenant = self._catalog.tenant(pool.tenant_id)
+        instances = len(self._catalog.instances_of(pool.tenant_id, pool.pool_id))
+        quota.check(
+            tenant.quotas,
+            self.full_use(tenant.tenant_id),
+            quota.Request(disk_mib=(data_disk_mib - pool.data_disk_mib) * instances),
+            who=f"larger drives of {pool.tenant_id}/{pool.pool_id}",
+        )
