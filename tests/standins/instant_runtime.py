@@ -85,6 +85,7 @@ class InstantRuntime:
         self.processes: dict[InstanceId, _Process] = {}
         self.snapshots: dict[InstanceId, Snapshot] = {}
         self.listeners: dict[InstanceId, Handler] = {}
+        self.compressed: set[InstanceId] = set()
         self.starts = 0
         self.restores = 0
         self.most_at_once = 0
@@ -164,12 +165,20 @@ class InstantRuntime:
         self.on_step("before restore")
         assert self.snapshots.pop(machine.ref.instance_id, None) is snapshot, "a snapshot is used at most once"
         self.restores += 1
+        self.compressed.discard(machine.ref.instance_id)
         identity = await self._launch(machine)
         self.on_step("after restore")
         return identity
 
     async def discard_snapshot(self, machine: Machine) -> None:
         self.snapshots.pop(machine.ref.instance_id, None)
+
+    async def compress_snapshot(self, machine: Machine, abandon: Callable[[], bool]) -> int | None:
+        assert machine.ref.instance_id not in self.processes, "compressed while it runs"
+        if machine.ref.instance_id not in self.snapshots or machine.ref.instance_id in self.compressed or abandon():
+            return None
+        self.compressed.add(machine.ref.instance_id)
+        return 1
 
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
         return self.snapshots.get(machine.ref.instance_id)

@@ -253,6 +253,13 @@ class Lifecycle:
         self._chronicle.record(instance, AuditAction.INSTANCE_SLEPT, actor=actor)
         return instance
 
+    async def compress(self, ref: InstanceRef) -> None:
+        """Compress the saved memory of an instance that sleeps; given up as soon as somebody waits for its wake."""
+        async with self.locked(ref):
+            instance = self._catalog.instance(ref)
+            if instance.state is State.SLEEPING and instance.transition is None:
+                await self._rest.compress(instance, lambda: self.wake_wanted(ref.instance_id))
+
     async def _check_min_running(self, instance: Instance, *, force: bool, actor: str) -> None:
         pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
         least = pool.runtime_policy.min_running_seconds

@@ -28,7 +28,7 @@ from mvm.host.retries import Retries
 from mvm.host.runtimes import Runtimes
 from mvm.host.wakes import Wakes
 from mvm.model import policy
-from mvm.model.entities import Instance
+from mvm.model.entities import Instance, SnapshotCompression
 from mvm.model.errors import MvmError, Refused
 from mvm.model.ids import InstanceId, InstanceRef
 from mvm.model.policy import MemoryState
@@ -38,6 +38,8 @@ from mvm.model.states import State
 log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 5.0
+LONG_SLEEP_SECONDS = 3600.0
+"""After this long a sleeper's memory is compressed, where its pool says so (`snapshot_compression`)."""
 ACTOR = "policy"
 RELIEF_SECONDS = 10.0
 """Between two instances that are put to sleep because memory is short."""
@@ -79,6 +81,8 @@ class PolicyLoop:
         self._attachments = attachments
         self._clock = clock
         self._acting: dict[InstanceId, asyncio.Task[None]] = {}
+        self._compressed: dict[InstanceId, datetime | None] = {}
+        """When the sleep began of which this was done."""
         self._retries = retries
         self._host_view = host_view
         self._memory = memory
@@ -125,6 +129,9 @@ class PolicyLoop:
             self._act(instance, self._keep_up(instance))
         elif instance.state.has_process and instance.role.may_sleep_by_policy:
             self._act(instance, self._consider_rest(instance))
+        elif self._sleeps_long(instance):
+            self._compressed[instance.instance_id] = instance.slept_at
+            self._act(instance, self._lifecycle.compress(instance.ref))
 
     async def settled(self) -> None:
         """Return when everything that was begun has ended."""
@@ -135,6 +142,16 @@ class PolicyLoop:
         """One look at every instance, carried out to the end."""
         self.tick()
         await self.settled()
+
+    def _sleeps_long(self, instance: Instance) -> bool:
+        """True once for each sleep that has become a long one, where its pool wants that to take less of the disk."""
+        if instance.state is not State.SLEEPING or instance.slept_at is None:
+            return False
+        if self._compressed.get(instance.instance_id) == instance.slept_at or len(self._acting) > 0:
+            return False  # one at a time, and only when there is nothing else to be done
+        pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
+        asleep = (self._clock.now() - instance.slept_at).total_seconds()
+        return pool.snapshot_compression is SnapshotCompression.ZSTD and asleep >= LONG_SLEEP_SECONDS
 
     def _act(self, instance: Instance, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(self._guarded(instance, work), name=f"policy {instance.ref}")

@@ -75,6 +75,13 @@ class Rest:
         if instance.state is State.RUNNING:
             await keep_last_logs(self._guests, self._runtimes.of(instance), self._bring_up.machine(instance))
 
+    async def compress(self, instance: Instance, abandon: Callable[[], bool]) -> None:
+        """Make less of what a sleeping instance takes on the disk, unless somebody wants it awake meanwhile."""
+        runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
+        if (size := await runtime.compress_snapshot(machine, abandon)) is not None:
+            detail = f"{size >> 20} MiB are left of its memory"
+            self._chronicle.event(instance, "SnapshotCompressed", actor="policy", detail=detail)
+
     async def pause(self, instance: Instance, stages: Stages) -> None:
         """Stop the vCPUs of a drained instance."""
         assert instance.process is not None

@@ -196,6 +196,13 @@ class Runtime(Protocol):
     async def discard_snapshot(self, machine: Machine) -> None:
         """Remove whatever snapshot there is. Idempotent."""
 
+    async def compress_snapshot(self, machine: Machine, abandon: Callable[[], bool]) -> int | None:
+        """Compress what a sleeping instance left; `restore` unpacks it, which makes that wake longer.
+
+        Gives up, leaving the snapshot as it was, as soon as `abandon()`. Returns the bytes that are left on the disk;
+        None when it gave up or there is nothing to compress.
+        """
+
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
         """The complete, unconsumed snapshot on disk, if there is one (used after an agent restart)."""
 

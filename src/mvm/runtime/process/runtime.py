@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,6 +191,9 @@ class ProcessRuntime:
         return await self.start(machine)
 
     async def discard_snapshot(self, machine: Machine) -> None:
+        return None
+
+    async def compress_snapshot(self, machine: Machine, abandon: Callable[[], bool]) -> int | None:
         return None
 
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:

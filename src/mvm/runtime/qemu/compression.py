@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,8 +25,15 @@ _CHUNK = 1024 * 1024
 _MAX_HEADER = 64 * 1024 * 1024
 
 
-def compress(source: Path, target: Path) -> None:
-    """Write the compressed form of `source` to `target`, flushed to disk and whole or not at all."""
+class _Abandoned(Exception):
+    """Somebody wants the memory back."""
+
+
+def compress(source: Path, target: Path, abandon: Callable[[], bool] = lambda: False) -> bool:
+    """Write the compressed form of `source` to `target`, flushed to disk and whole or not at all.
+
+    `abandon` is asked for each mebibyte; False when it said yes.
+    """
     unfinished = target.with_suffix(".new")
     try:
         with source.open("rb") as reader, unfinished.open("wb") as writer:
@@ -36,16 +44,19 @@ def compress(source: Path, target: Path) -> None:
             packer = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
             with packer.stream_writer(writer, closefd=False) as packed:
                 for offset, length in found:
-                    _read_extent(reader.fileno(), offset, length, packed)
+                    _read_extent(reader.fileno(), offset, length, packed, abandon)
             writer.flush()
             os.fsync(writer.fileno())
         os.replace(unfinished, target)
+    except _Abandoned:
+        return False
     except OSError as error:
         raise MvmError(
             f"'{source}' cannot be compressed: {error.strerror or error}", hint="is the disk full?"
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
+    return True
 
 
 def decompress(source: Path, target: Path) -> None:
@@ -69,9 +80,13 @@ def decompress(source: Path, target: Path) -> None:
         raise SnapshotRejected(f"the compressed memory cannot be unpacked: {error}") from error
 
 
-def _read_extent(descriptor: int, offset: int, length: int, packed: zstandard.ZstdCompressionWriter) -> None:
+def _read_extent(
+    descriptor: int, offset: int, length: int, packed: zstandard.ZstdCompressionWriter, abandon: Callable[[], bool]
+) -> None:
     end = offset + length
     while offset < end:
+        if abandon():
+            raise _Abandoned
         data = os.pread(descriptor, min(_CHUNK, end - offset), offset)
         if not data:
             raise OSError("it became shorter while it was being read")

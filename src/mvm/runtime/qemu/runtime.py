@@ -289,12 +289,10 @@ class QemuRuntime:
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
         return snapshots.load(Files.of(machine).memory)  # a small file: sooner read than given to a thread
 
-    async def compress_snapshot(self, machine: Machine) -> int | None:
-        """Compress the memory of one that sleeps long; `restore` unpacks it. Returns the bytes on disk, None when
-        there is nothing to compress. Beyond the protocol: policy decides when it is worth the longer wake."""
+    async def compress_snapshot(self, machine: Machine, abandon: Callable[[], bool]) -> int | None:
         files = Files.of(machine)
         self._refuse_running(machine, files)
-        return await asyncio.to_thread(snapshots.compress, files)
+        return await asyncio.to_thread(snapshots.compress, files, abandon)
 
     async def base_key(self, machine: Machine) -> str | None:
         _, wanted = await self._made_of(machine)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -153,8 +153,9 @@ def discard(files: Files) -> None:
     files.ram.unlink(missing_ok=True)
 
 
-def compress(files: Files) -> int | None:
-    """Replace a sleeper's memory file by a compressed one. Returns its bytes; None when there is nothing to do.
+def compress(files: Files, abandon: Callable[[], bool] = lambda: False) -> int | None:
+    """Replace a sleeper's memory file by a compressed one. Returns its bytes; None when there is nothing to do, or
+    somebody wanted it back meanwhile.
 
     Whatever interrupts it, there is one complete snapshot: the metadata changes sides in one rename.
     """
@@ -164,7 +165,8 @@ def compress(files: Files) -> int | None:
     if snapshot.metadata.get("ram") != sparse.identity(files.ram):
         raise SnapshotRejected("the snapshot is damaged: the memory is not what was written")
     compressed = files.memory / COMPRESSED
-    compression.compress(files.ram, compressed)
+    if not compression.compress(files.ram, compressed, abandon):
+        return None
     metadata = dict(snapshot.metadata) | {"compressed": sparse.identity(compressed)}
     metadata.pop("ram")
     write_metadata(files.memory / METADATA, metadata)
