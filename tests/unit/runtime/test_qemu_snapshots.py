@@ -138,12 +138,18 @@ def test_compressed_memory_is_the_same_snapshot(files: Files, snapshot: Snapshot
 def test_compressing_that_fails_leaves_the_snapshot_as_it_was(
     files: Files, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(source: Path, target: Path) -> None:
+    def fail(source: Path, target: Path, abandon: Callable[[], bool]) -> bool:
         raise MvmError("the disk is full")
 
     monkeypatch.setattr(compression, "compress", fail)
     with pytest.raises(MvmError):
         snapshots.compress(files)
+    snapshots.verify(files, snapshot, MADE_BY)
+    assert snapshots.load(files.memory) == snapshot
+
+
+def test_compressing_is_given_up_when_the_memory_is_wanted(files: Files, snapshot: Snapshot) -> None:
+    assert snapshots.compress(files, lambda: True) is None
     snapshots.verify(files, snapshot, MADE_BY)
     assert snapshots.load(files.memory) == snapshot
 
