@@ -273,11 +273,11 @@ class TestQemuRuntime(SnapshotConformance):
         files = Files.of(subject.machine)
         await self.put_to_sleep(subject)
         before = files.ram.stat().st_blocks * 512
-        after = await bench.runtime.compress_snapshot(subject.machine)
+        after = await bench.runtime.compress_snapshot(subject.machine, lambda: False)
         assert after is not None
         assert after < before / 2
         assert not files.ram.exists()
-        assert await bench.runtime.compress_snapshot(subject.machine) is None
+        assert await bench.runtime.compress_snapshot(subject.machine, lambda: False) is None
         await self.wake_up(subject)
         assert not (files.memory / snapshots.COMPRESSED).exists()
 
@@ -286,7 +286,7 @@ class TestQemuRuntime(SnapshotConformance):
         subject = await bench.ready()
         assert isinstance(bench.runtime, QemuRuntime)
         await self.put_to_sleep(subject)
-        await bench.runtime.compress_snapshot(subject.machine)
+        await bench.runtime.compress_snapshot(subject.machine, lambda: False)
         packed = Files.of(subject.machine).memory / snapshots.COMPRESSED
         snapshot = await bench.runtime.saved_snapshot(subject.machine)
         if damage == "truncate":
