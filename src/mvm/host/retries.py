@@ -7,6 +7,7 @@ from mvm.host.clock import Clock
 BACKOFF_SECONDS = (0.0, 2.0, 5.0, 15.0, 60.0)
 """Pauses after so many recent attempts; the last one repeats."""
 FORGET_SECONDS = 600.0
+WAITS = "it failed lately and is tried again after a pause"
 
 
 class Retries:
@@ -39,5 +40,4 @@ class Retries:
 
     def waiting(self) -> dict[str, str]:
         """Everything that may not be tried yet, each with why, in words."""
-        left = {what: self.pause_left(what) for what in list(self._tried)}
-        return {what: f"it failed lately and is tried again in {pause:.0f} s" for what, pause in left.items() if pause}
+        return {what: WAITS for what in list(self._tried) if not self.may_try(what)}
