@@ -44,13 +44,17 @@ class Process:
     parent: int
     session: int
     state: str
+    threads: int
     cpu_seconds: float
     memory_bytes: int
 
     @property
     def ended(self) -> bool:
-        """True for a zombie: it does nothing any more but wait for its parent's attention."""
-        return self.state in "ZX"
+        """True for a zombie: it does nothing any more but wait for its parent's attention.
+
+        The first thread of a process that was killed is one already while others still have its files and memory.
+        """
+        return self.state in "ZX" and self.threads < 2
 
 
 def read(pid: int) -> Process | None:
@@ -67,6 +71,7 @@ def read(pid: int) -> Process | None:
         parent=int(fields[1]),
         session=int(fields[3]),
         state=fields[0].decode(),
+        threads=int(fields[17]),
         cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICK,
         memory_bytes=max(0, int(fields[21])) * _PAGE,
     )

@@ -55,7 +55,8 @@ def reap(identity: Identity) -> None:
     if identity not in _children or processes.alive(identity):
         return
     with suppress(ChildProcessError):
-        os.waitpid(identity.pid, os.WNOHANG)
+        if os.waitpid(identity.pid, os.WNOHANG) == (0, 0):
+            return  # its end is not complete yet
     _children.discard(identity)
 
 
