@@ -180,7 +180,10 @@ class Guests:
     async def wake(
         self, runtime: Runtime, machine: Machine, *, secrets_epoch: int, config_version: int
     ) -> messages.WakeAck:
-        """Tell the guest that it is awake: clock, entropy, drives, integrations. Raises when it says that it failed."""
+        """Tell the guest that it is awake: clock, entropy, drives, integrations. Raises when it says that it failed.
+
+        One that is slow gets its time: given up, it would lose its memory and have to boot.
+        """
         ack = await self.call(
             runtime,
             machine,
@@ -190,6 +193,7 @@ class Guests:
                 config_version=config_version,
                 entropy=self._clock.entropy(ENTROPY_BYTES),
             ),
+            timeout=CALL_TIMEOUT_SECONDS * runtime.capabilities.slowness,
         )
         if not ack.success:
             raise Unavailable(f"{machine.ref} could not finish its wake: {ack.detail or 'no reason given'}")
