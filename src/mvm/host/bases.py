@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Collection
 from dataclasses import replace
@@ -147,7 +148,8 @@ class Bases:
             await runtime.pause(machine, process)
             finished.mkdir(mode=0o700, parents=True)
             await runtime.keep_as_base(machine, process, finished)
-            (finished / _ABOUT).write_text(json.dumps({"image": machine.image.name if machine.image else None}))
+            about = {"image": machine.image.name if machine.image else None}
+            await asyncio.to_thread(_write_lasting, finished / _ABOUT, json.dumps(about))
             await runtime.stop(machine, process, grace_seconds=0)
             finished.replace(base)
         finally:
@@ -260,6 +262,14 @@ async def _serve_nobody(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
     with contextlib.suppress(FrameError):
         await rpc.serve_connection(reader, writer, answer, parse=messages.parse_host_request)
+
+
+def _write_lasting(path: Path, text: str) -> None:
+    """Write a file that is whole even after a power cut that keeps its name."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _bare(state: Path) -> Machine:

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.runtime.qemu_machines import machine
 
 from mvm.model.errors import MvmError, SnapshotRejected
+from mvm.runtime import sparse
 from mvm.runtime.base import Snapshot
 from mvm.runtime.qemu import bases, compression, snapshots
 from mvm.runtime.qemu.files import Files
@@ -217,8 +218,53 @@ def test_a_copy_that_fails_half_way_leaves_nothing(base: Path, young: Files, mon
     monkeypatch.setattr(snapshots, "finish", fail)
     with pytest.raises(MvmError, match="the disk is full"):
         bases.copy(base, young, uid=None, wanted=MADE_BY)
-    assert not young.data.exists()
+    assert not [path for path in young.state_dir.iterdir() if path.is_file()]
     assert list(young.memory.iterdir()) == []
+
+
+def test_a_copy_has_its_data_drive_only_when_it_is_whole(
+    base: Path, young: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has one counts as having run: half of one, left by an agent that was killed, would be booted from."""
+    copy, had = sparse.copy, []
+
+    def watched(source: Path, target: Path, *, mode: int = 0o600) -> None:
+        copy(source, target, mode=mode)
+        had.append(young.data.exists())
+
+    monkeypatch.setattr(sparse, "copy", watched)
+    bases.copy(base, young, uid=None, wanted=MADE_BY)
+    assert had == [False] * 3
+    assert young.data.read_bytes() == (base / bases.DATA).read_bytes()
+
+
+def test_a_killed_copy_is_made_again(base: Path, young: Files) -> None:
+    young.make_memory()
+    for half in (young.ram, young.memory / snapshots.DEVICES, young.data.with_name(f".{young.data.name}.new")):
+        half.write_bytes(b"half")
+    snapshot = bases.copy(base, young, uid=None, wanted=MADE_BY)
+    snapshots.verify(young, snapshot, MADE_BY)
+
+
+def test_what_a_snapshot_names_was_flushed_before(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut a sleeper has all of its memory, or none that would be taken for it."""
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        order.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def named(source: Path, target: Path) -> None:
+        order.append(f"named {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", named)
+    snapshots.finish(files, MADE_BY)
+    name = order.index(f"named {snapshots.METADATA}")
+    assert {files.ram.name, snapshots.DEVICES, files.data.name, "snapshot.new"} <= set(order[:name])
+    assert order[name + 1 :] == [files.memory.name]
 
 
 def test_equal_makes_have_one_base_and_others_do_not() -> None:

@@ -87,16 +87,21 @@ def copy(directory: Path, files: Files, *, uid: int | None, wanted: Mapping[str,
     _verify(directory, metadata)
     files.make_memory()
     snapshots.discard(files)
+    unfinished = files.data.with_name(f".{files.data.name}.new")
+    unfinished.unlink(missing_ok=True)
     try:
         sparse.copy(directory / RAM, files.ram)
-        sparse.copy(directory / DATA, files.data)
         sparse.copy(directory / DEVICES, files.memory / snapshots.DEVICES)
         if uid is not None:
             os.chown(files.ram, uid, uid)
+        # Who has a data drive has a whole one, whenever this agent is killed.
+        sparse.copy(directory / DATA, unfinished)
+        unfinished.replace(files.data)
         return snapshots.finish(files, wanted)
     except BaseException:
         snapshots.discard(files)
-        files.data.unlink(missing_ok=True)
+        for path in (unfinished, files.data):
+            path.unlink(missing_ok=True)
         raise
 
 
