@@ -157,7 +157,6 @@ async def test_an_agent_killed_while_it_makes_a_base_leaves_nothing_of_it(world:
     assert len(left_of_bases(world)) == 2
     world.runtime.on_step = lambda step: None
     await world.restart_agent()
-    await world.bases.clear_unfinished(world.runtime)
     assert left_of_bases(world) == []
 
 

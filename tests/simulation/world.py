@@ -239,6 +239,7 @@ class World:
         """The agent was killed: only the database and the machines are left. Recovery has run."""
         await self.close()
         await self.open()
+        await self.bases.clear_unfinished(self.runtime)
         await self.recovery.run()
 
     async def tenant(self, *, quotas: Quotas | None = None, policy: RuntimePolicy = QUICK) -> None:

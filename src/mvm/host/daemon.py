@@ -131,11 +131,15 @@ async def _reconcile(host: Host, recovery: asyncio.Task[None]) -> None:
 
 
 async def _recover(host: Host, holding: asyncio.Event) -> None:
-    """Instances first, then what was being removed, then whoever runs hears of changes that were cut short."""
+    """What is left of bases, before anybody can ask for one; then instances, then what was being removed, then whoever
+    runs hears of changes that were cut short."""
+    for name in host.runtimes.names:
+        try:
+            await host.bases.clear_unfinished(host.runtimes.named(name))
+        except Exception:
+            log.exception("an unfinished base could not be removed")
     try:
         await host.recovery.run(holding=holding)
-        for name in host.runtimes.names:
-            await host.bases.clear_unfinished(host.runtimes.named(name))
         await host.users.resume_removals()
         await host.pools.resume_removals()
         await host.tenants.resume_removals()
