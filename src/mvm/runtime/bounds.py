@@ -74,6 +74,12 @@ def processes(groups: Sequence[Path]) -> list[int]:
     return sorted(found)
 
 
+def groups_of(pid: int, mounts: Path = Path("/proc/self/mountinfo")) -> tuple[Path, ...]:
+    """The groups that were made for a process, for when nobody wrote them down."""
+    beside = _v1_groups("any", mounts) or _v2_group("any", mounts)
+    return tuple(group for path in beside for group in path.parent.glob(f"{PREFIX}*-{pid}"))
+
+
 async def remove(groups: Sequence[Path]) -> None:
     """Remove empty groups; the kernel needs a moment after the last process of one ended."""
     deadline = time.monotonic() + REMOVE_SECONDS

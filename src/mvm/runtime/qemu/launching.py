@@ -101,6 +101,21 @@ def _open_drive(stack: ExitStack, path: Path, drive: Drive) -> tuple[int, ...]:
     return (reading, writing)
 
 
+def drive_in_use(files: Files) -> bool:
+    """Whether some process still has the data drive, also one of which all other traces were lost."""
+    try:
+        descriptor = os.open(files.data, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _open(stack: ExitStack, path: Path, mode: int, what: str) -> int:
     try:
         descriptor = os.open(path, mode | os.O_CLOEXEC)
@@ -199,11 +214,15 @@ def _is_of(pid: int, files: Files) -> bool:
 async def end_all(files: Files, *, who: str) -> None:
     """No process of the instance is left afterwards. Raises `MvmError` when one cannot be ended."""
     record = Record.load(files.record)
+    groups = record.groups if record else ()
+    if not groups:  # or its agent did not get as far as writing them down
+        known = {record.identity} if record else {process.identity for process in members(files)}
+        groups = tuple(group for identity in known for group in bounds.groups_of(identity.pid))
     left = await processes.kill_all(lambda: members(files), KILL_SECONDS)
     if left:
         pids = ", ".join(str(process.identity.pid) for process in left)
         raise MvmError(f"the QEMU of {who} cannot be ended: {pids}", hint="it waits for a device or a file system")
     if record is not None:
         spawning.reap(record.identity)
-        await bounds.remove(record.groups)
+    await bounds.remove(groups)
     files.forget_process()
