@@ -7,6 +7,7 @@ and the machines, as after `kill -9`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -126,6 +127,60 @@ def _check_consistent(world: World, ref: InstanceRef, where: str) -> None:
         assert process.paused == (instance.state is State.WARM), where
     if instance.state is State.RUNNING:
         assert world.guest(ref).last != "SleepPrep", f"{where}: left drained"
+
+
+async def test_killed_anywhere_in_the_first_start_of_a_copy_nothing_is_left_and_it_starts(tmp_path: Path) -> None:
+    for at in range(1, 60):
+        directory = tmp_path / f"{at}"
+        directory.mkdir()
+        world = await World(directory, clone=True).open()
+        await world.tenant()
+        ref = await world.worker(state=State.READY)
+        switch = KillSwitch()
+        switch.arm(world, at)
+        with contextlib.suppress(Killed):
+            await world.lifecycle.start(ref, actor="test")
+        switch.at = None
+        where = f"killed at step {at} {switch.steps}"
+        await world.restart_agent()
+        _check_consistent(world, ref, where)
+        await world.lifecycle.start(ref, actor="test")
+        assert world.guest(ref).wakes >= 1, f"{where}: it is no copy"
+        assert set(world.runtime.processes) == {ref.instance_id}, where
+        await world.close()
+        if len(switch.steps) < at:
+            return
+    pytest.fail(f"it never ended: {switch.steps}")
+
+
+async def test_a_wake_that_had_not_touched_the_memory_is_taken_back(tmp_path: Path) -> None:
+    world = await World(tmp_path).open()
+    await world.tenant()
+    ref = await world.worker(state=State.SLEEPING)
+
+    def die(step: str) -> None:
+        if step == "before load":
+            raise Killed
+
+    world.runtime.on_step = die
+    with pytest.raises(Killed):
+        await world.lifecycle.wake(ref, actor="test")
+    world.runtime.on_step = lambda step: None
+    await world.restart_agent()
+    assert world.state(ref) is State.SLEEPING
+    await world.wakes.wake(ref, actor="writer")
+    assert world.runtime.starts == 1, "it went on from its memory"
+
+
+async def test_what_a_machine_that_died_left_is_cleared_away(tmp_path: Path) -> None:
+    world = await World(tmp_path).open()
+    await world.tenant()
+    ref = await world.worker()
+    cleared: list[str] = []
+    world.runtime.end(ref.instance_id)
+    world.runtime.on_step = cleared.append
+    await world.lifecycle.process_ended(ref, actor="policy")
+    assert cleared == ["before stop", "after stop"]
 
 
 async def test_after_a_reboot_sleepers_sleep_gateways_come_back_and_the_rest_is_stopped(tmp_path: Path) -> None:

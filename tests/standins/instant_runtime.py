@@ -97,6 +97,8 @@ class InstantRuntime:
         self.gate: asyncio.Event | None = None
         """When set, start and restore wait for it."""
         self._pids = itertools.count(100_000)
+        self._waiting: dict[InstanceId, Snapshot] = {}
+        """Snapshots of machines that were started and not told yet to go on from them."""
 
     def guest(self, instance: InstanceId) -> Guest:
         return self.guests.setdefault(instance, Guest())
@@ -163,10 +165,15 @@ class InstantRuntime:
         if self.reject_snapshot:
             raise SnapshotRejected(self.reject_snapshot)
         self.on_step("before restore")
-        assert self.snapshots.pop(machine.ref.instance_id, None) is snapshot, "a snapshot is used at most once"
-        self.restores += 1
-        self.compressed.discard(machine.ref.instance_id)
+        instance = machine.ref.instance_id
+        assert snapshot is not None
+        assert self.snapshots.pop(instance, None) is snapshot, "a snapshot is used at most once"
+        self._waiting[instance] = snapshot
+        self.compressed.discard(instance)
         identity = await self._launch(machine)
+        self.on_step("before load")
+        self.restores += 1
+        del self._waiting[instance]
         self.on_step("after restore")
         return identity
 
@@ -200,13 +207,16 @@ class InstantRuntime:
     async def clone(self, machine: Machine, directory: Path) -> Snapshot:
         self._fault("clone")
         assert machine.ref.instance_id not in self.processes
+        assert machine.ref.instance_id not in self.snapshots, "it is a copy already"
+        self.on_step("before clone")
         snapshot = Snapshot(directory=machine.state_dir, metadata={"of": (directory / "memory").read_text()})
         self.snapshots[machine.ref.instance_id] = snapshot
+        self.on_step("after clone")
         return snapshot
 
     async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
         self._fault("stop")
-        if machine.ref.instance_id in self.snapshots:
+        if machine.ref.instance_id in self.snapshots and machine.ref.instance_id in self.processes:
             assert grace_seconds == 0, "what is saved would go on while it shuts down"
         self.on_step("before stop")
         self.end(machine.ref.instance_id)
@@ -215,6 +225,7 @@ class InstantRuntime:
 
     def end(self, instance: InstanceId) -> None:
         """The process ends, whoever wanted it."""
+        self._waiting.pop(instance, None)
         if (process := self.processes.pop(instance, None)) is not None:
             process.ended.set()
 
@@ -224,6 +235,15 @@ class InstantRuntime:
     async def find(self, machine: Machine) -> ProcessIdentity | None:
         process = self.processes.get(machine.ref.instance_id)
         return process.identity if process else None
+
+    async def retract(self, machine: Machine, process: ProcessIdentity) -> bool:
+        instance = machine.ref.instance_id
+        if instance not in self._waiting:
+            return False
+        unused = self._waiting.pop(instance)
+        self.end(instance)
+        self.snapshots[instance] = unused
+        return True
 
     async def wait(self, process: ProcessIdentity) -> None:
         for known in list(self.processes.values()):
@@ -238,7 +258,8 @@ class InstantRuntime:
 
     async def connect(self, machine: Machine, port: int) -> Connection:
         process = self.processes.get(machine.ref.instance_id)
-        if process is None or process.paused or port != GUEST_AGENT_PORT:
+        waiting = machine.ref.instance_id in self._waiting
+        if process is None or process.paused or waiting or port != GUEST_AGENT_PORT:
             raise Unavailable(f"nobody listens on guest port {port} of {machine.ref}")
         ours, theirs = socket.socketpair()
         guest = self.guest(machine.ref.instance_id)

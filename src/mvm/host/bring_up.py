@@ -132,6 +132,8 @@ class BringUp:
             return None
         pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
         with stages("base"):
+            if (copied := await runtime.saved_snapshot(machine)) is not None:
+                return copied  # for a start that an agent did not live to finish
             await asyncio.to_thread(self._directories.prepare, machine)
             return await self._bases.clone(instance, pool, machine, runtime)
 
@@ -224,8 +226,9 @@ class BringUp:
         runtime = self._runtimes.of(latest)
         await self._attachments.detach(latest.instance_id)
         process = await runtime.find(machine) or latest.process
-        if process is not None and await runtime.alive(process):
-            await keep_last_logs(self._guests, runtime, machine)
+        if process is not None:
+            if await runtime.alive(process):
+                await keep_last_logs(self._guests, runtime, machine)
             await runtime.stop(machine, process, grace_seconds=UNDO_GRACE_SECONDS)
         self._reports.forget(latest.instance_id)
         self._directories.remove_secrets(latest.ref)

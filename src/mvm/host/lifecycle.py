@@ -363,7 +363,8 @@ class Lifecycle:
         runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
         await self._attachments.detach(instance.instance_id)
         process = instance.process if instance.process and await runtime.alive(instance.process) else None
-        process = process or await runtime.find(machine)
+        # Also one that has ended may have left something.
+        process = process or await runtime.find(machine) or instance.process
         if process is not None:
             await runtime.stop(machine, process, grace_seconds=grace_seconds)
         self._reports.forget(instance.instance_id)

@@ -4,6 +4,7 @@
 |---|---|
 | running or warm, its process lives | adopted: host port, watch, status |
 | running or warm, its process is gone | stopped, with the reason; always-on ones are started again by policy |
+| start or wake interrupted, its process was not told to run yet | taken back: it sleeps as before |
 | start, wake or resume interrupted | finished when the process and its agent answer, else undone |
 | draining for warm, or sleep interrupted, process lives | undone: when in doubt, stay awake |
 | sleep interrupted, process gone | asleep when what a wake needs is complete, else stopped (cold boot from its data) |
@@ -120,6 +121,8 @@ class Recovery:
                 await self._without_process(instance)
             case None:
                 await self._adopt(instance.model_copy(update={"process": process}))
+            case TransitionKind.START | TransitionKind.WAKE if await self._retract(instance, process):
+                await self._without_process(instance)
             case TransitionKind.START | TransitionKind.WAKE | TransitionKind.RESUME:
                 await self._finish(instance.model_copy(update={"process": process}), kind)
             case TransitionKind.WARM | TransitionKind.SLEEP:
@@ -130,6 +133,9 @@ class Recovery:
         if instance.process is not None and await runtime.alive(instance.process):
             return instance.process
         return await runtime.find(self._bring_up.machine(instance))
+
+    async def _retract(self, instance: Instance, process: ProcessIdentity) -> bool:
+        return await self._runtimes.of(instance).retract(self._bring_up.machine(instance), process)
 
     async def _without_process(self, instance: Instance) -> None:
         """Its process is gone (also after a reboot of the host): what is on disk decides."""

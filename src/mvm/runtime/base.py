@@ -233,6 +233,10 @@ class Runtime(Protocol):
     async def find(self, machine: Machine) -> ProcessIdentity | None:
         """The process that runs this instance according to its own records, for adoption after an agent restart."""
 
+    async def retract(self, machine: Machine, process: ProcessIdentity) -> bool:
+        """After the end of an agent: end a process that waits for what only that agent would have given it, so that
+        everything is as before its start. False, and nothing is done, for one that comes up by itself."""
+
     async def wait(self, process: ProcessIdentity) -> None:
         """Return when that process has ended."""
 

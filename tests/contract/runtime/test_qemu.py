@@ -45,6 +45,18 @@ VM_UID = 61_017
 """A user that nobody else is."""
 
 
+class Killed(BaseException):
+    """The agent got SIGKILL."""
+
+
+async def killed(*_: object) -> None:
+    raise Killed
+
+
+async def nobody_does_it(*_: object) -> None:
+    """What a killed agent does not get to."""
+
+
 class QemuBench(Bench):
     """Small machines on a bridge, in a network namespace of the test's own."""
 
@@ -244,6 +256,43 @@ class TestQemuRuntime(SnapshotConformance):
         kept = record.rename(record.with_name("kept"))
         assert await bench.make_runtime().find(subject.machine) == subject.process
         kept.rename(record)
+
+    async def test_a_machine_that_lost_all_its_traces_is_ended_before_another_has_its_data(self, bench: Bench) -> None:
+        subject = await bench.ready()
+        files = Files.of(subject.machine)
+        lost = subject.running.pid
+        files.forget_process()
+        later = bench.make_runtime()
+        assert await later.find(subject.machine) is None
+        await later.discard_snapshot(subject.machine)
+        await bench.before_next_start(subject)
+        process = await later.start(subject.machine)
+        assert [member.identity.pid for member in launching.members(files)] == [process.pid]
+        assert process.pid != lost
+        await later.stop(subject.machine, process, grace_seconds=0)
+        await bench.agent_ends(later)
+
+    async def test_a_wake_is_taken_back_when_its_agent_ended_before_the_memory_was_used(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        subject = await bench.ready()
+        assert not await bench.runtime.retract(subject.machine, subject.running)
+        await subject.execute("sh", "-c", "echo in memory > /run/note")
+        snapshot = await self.put_to_sleep(subject)
+        await bench.before_next_start(subject)
+        with monkeypatch.context() as dying:
+            dying.setattr(bench.runtime, "_load", killed)
+            dying.setattr(bench.runtime, "_end", nobody_does_it)
+            with pytest.raises(Killed):
+                await bench.runtime.restore(subject.machine, snapshot)
+        later = bench.make_runtime()
+        process = await later.find(subject.machine)
+        assert process is not None
+        assert await later.retract(subject.machine, process)
+        await bench.agent_ends(later)
+        assert bench.leftovers(subject) == []
+        await self.wake_up(subject)
+        assert await subject.execute("cat", "/run/note") == "in memory\n"
 
     async def test_two_pieces_of_work_take_turns_at_the_monitor(self, bench: Bench) -> None:
         subject = await bench.ready()

@@ -117,6 +117,21 @@ async def test_no_greeting(socket: Path) -> None:
                 pass
 
 
+@pytest.mark.parametrize(
+    ("status", "migration", "waits"),
+    [("inmigrate", {}, True), ("inmigrate", {"status": "active"}, False), ("running", {}, False)],
+)
+async def test_one_that_was_told_what_to_load_does_not_wait_for_it(
+    socket: Path, status: str, migration: dict[str, str], waits: bool
+) -> None:
+    answers = {"query-status": {"status": status}, "query-migrate": migration}
+    async with (
+        scripted(socket, lambda command, arguments: [{"return": answers[command]}]),
+        open_monitor(socket, who="it") as monitor,
+    ):
+        assert await monitor.waits_for_devices() is waits
+
+
 async def test_a_snapshot_is_complete_when_qemu_says_so(socket: Path) -> None:
     done = [{"return": {}}, event("setup"), event("active"), event("completed")]
     async with (

@@ -237,6 +237,9 @@ class ProcessRuntime:
                 return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
         return None
 
+    async def retract(self, machine: Machine, process: ProcessIdentity) -> bool:
+        return False
+
     async def wait(self, process: ProcessIdentity) -> None:
         await spawning.wait_for_end(_identity(process))
 

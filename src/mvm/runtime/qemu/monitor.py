@@ -56,6 +56,12 @@ class Monitor:
         answer = await self.execute("query-status")
         return str(answer["status"])
 
+    async def waits_for_devices(self) -> bool:
+        """True for a QEMU that was started to load what nobody has told it to load yet."""
+        if await self.status() != "inmigrate":
+            return False
+        return not (await self.execute("query-migrate")).get("status")
+
     async def save_devices(self, descriptor: int) -> None:
         """Write the state of all devices of a stopped guest to an open file; its memory stays in its own file."""
         await self._prepare_migration()

@@ -343,6 +343,20 @@ class QemuRuntime:
         identity = launching.find(Files.of(machine))
         return None if identity is None else ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
 
+    async def retract(self, machine: Machine, process: ProcessIdentity) -> bool:
+        """A machine that was to go on from its memory and was not told to yet: its snapshot is not used."""
+        files = Files.of(machine)
+        try:
+            async with self._monitor(machine) as monitor:
+                if not await monitor.waits_for_devices():
+                    return False
+        except MvmError as error:  # whoever waits for its guest will find out
+            log.debug("%s: %s", machine.ref, error.message)
+            return False
+        await self._end(machine, files)
+        snapshots.give_back(files)
+        return True
+
     async def wait(self, process: ProcessIdentity) -> None:
         await spawning.wait_for_end(_identity(process))
 
@@ -400,7 +414,7 @@ class QemuRuntime:
     async def _clear(self, machine: Machine, files: Files) -> None:
         """Refuse while it runs; otherwise nothing is left of a process that crashed."""
         self._refuse_running(machine, files)
-        if files.record.exists() or files.monitor.exists():
+        if files.record.exists() or files.monitor.exists() or launching.drive_in_use(files):
             await self._end(machine, files)
 
     def _refuse_running(self, machine: Machine, files: Files) -> None:
