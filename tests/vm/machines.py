@@ -121,7 +121,7 @@ async def standin_machines(users: dict[str, int], **environment: str) -> AsyncIt
     """A deployment on the stand-in for OpenClaw, ready."""
     settings = {"MVM_RUNTIME": "qemu", "MVM_IMAGE_CACHE": str(cache()), "MVM_OPENCLAW_DIR": str(STANDIN)}
     async with operator(**settings, **environment) as someone:
-        await someone.new(TENANT, users, extra=overrides(someone, gateway_mib=512, worker_mib=512))
+        await someone.new(TENANT, users, extra=overrides(someone, gateway_mib=768, worker_mib=1024))
         yield Machines(someone)
 
 

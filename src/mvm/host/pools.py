@@ -44,6 +44,7 @@ class Pools:
     async def create(self, tenant_id: TenantId, spec: PoolSpec, *, actor: str) -> Pool:
         """Make a pool; reconcile makes its instances, or users get them. Raises `Conflict`, `QuotaExceeded`."""
         tenant = self._catalog.tenant(tenant_id)
+        _require_room(spec)
         async with self._quotas.lock(tenant_id):
             if (tenant_id, spec.pool_id) in self._catalog.pools:
                 raise Conflict(
@@ -68,6 +69,7 @@ class Pools:
         pool = self._catalog.pool(tenant_id, spec.pool_id)
         if spec == pool.spec:
             return pool
+        _require_room(spec)
         if spec.role is not pool.role:
             raise InvalidInput(
                 f"pool '{tenant_id}/{pool.pool_id}' has the role {pool.role}, which never changes",
@@ -143,3 +145,9 @@ class Pools:
         self._chronicle.record_tenant(tenant_id, AuditAction.POOL_DESTROYED, actor=actor, pool_id=pool_id)
         # A gateway that is gone leaves workers that nobody may deliver to any more.
         await self._refreshes.tell_tenant(tenant_id, actor=actor)
+
+
+def _require_room(spec: PoolSpec) -> None:
+    """Raise `InvalidInput` for a size in which its instances could never work."""
+    if (problem := spec.role.size_problem(spec.mem_mib)) is not None:
+        raise InvalidInput(f"pool '{spec.pool_id}': {problem[0]}", hint=problem[1])

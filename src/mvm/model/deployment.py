@@ -134,6 +134,8 @@ def _pool_troubles(deployment: Deployment) -> list[Trouble]:
         if pool.pool_id in seen:
             found.append(Trouble(location=("pools", index), message=f"pool {pool.pool_id!r} is there twice"))
         seen.add(pool.pool_id)
+        if (problem := pool.role.size_problem(pool.mem_mib)) is not None:
+            found.append(Trouble(location=("pools", index, "mem_mib"), message=problem[0], hint=problem[1]))
     return found
 
 

@@ -203,6 +203,15 @@ def _between_parts(document: object, host_networks: Mapping[str, str]) -> _Found
         yield from _gateways(at, tenant, pools)
         for pool_at, pool in pools:
             yield from _routes(pool_at, pool, tenant, pools)
+            yield from _size(pool_at, pool)
+
+
+def _size(at: Location, pool: dict[str, Any]) -> _Found:
+    resources = pool.get("instance_resources")
+    mem_mib = resources.get("mem_mib") if isinstance(resources, dict) else None
+    role = pool.get("role")
+    if isinstance(mem_mib, int) and role in list(Role) and (problem := Role(role).size_problem(mem_mib)) is not None:
+        yield (*at, "instance_resources", "mem_mib"), *problem
 
 
 def _tables(value: object, keys: Location, at: Location = ()) -> Iterator[tuple[Location, dict[str, Any]]]:

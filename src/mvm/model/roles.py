@@ -37,6 +37,21 @@ class Role(StrEnum):
         return self in (Role.GATEWAY, Role.CAPABILITY_OPENCLAW)
 
     @property
+    def least_mem_mib(self) -> int:
+        """Memory without which its instances cannot work.
+
+        OpenClaw takes 0.8 GB before anybody has written to it, and was killed where there was less (OPENCLAW.md, section
+        1); a gateway's runs no turns, and a machine has compressed swap beside its memory.
+        """
+        return {Role.GATEWAY: 768, Role.CAPABILITY_OPENCLAW: 1024}.get(self, 64)
+
+    def size_problem(self, mem_mib: int) -> tuple[str, str] | None:
+        """What is wrong with that much memory, and what to do; None when its instances can work in it."""
+        if mem_mib >= self.least_mem_mib:
+            return None
+        return f"mem_mib = {mem_mib} is too small for role {self}", f"OpenClaw needs {self.least_mem_mib} at least"
+
+    @property
     def may_sleep_by_policy(self) -> bool:
         """A gateway is never put to sleep by policy: it is who hears the message that wakes the others."""
         return self is not Role.GATEWAY
