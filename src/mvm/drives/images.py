@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from mvm.drives import erofs
 from mvm.model.errors import MvmError, Unavailable
 
 CONFIG_IMAGE_BYTES = 1024 * 1024
@@ -26,9 +26,8 @@ EXT4_FEATURES = (
 """Named one by one: what a newer mkfs turns on by itself may be unknown to the guest's kernel and e2fsck."""
 JOURNAL_MIB = 16
 PROGRAM_SECONDS = 60.0
-PROGRAMS = {"mkfs.erofs": "erofs-utils", "mkfs.ext4": "e2fsprogs"}
+PROGRAMS = {"mkfs.ext4": "e2fsprogs"}
 """What is needed on the host, with the Debian package that has it."""
-_CHUNK = 64 * 1024
 
 
 def missing_programs() -> dict[str, str]:
@@ -40,13 +39,15 @@ def write_erofs(content: Path, image: Path, *, smallest: int) -> int:
     """Make `image` hold the files of the directory `content`; returns its size in bytes.
 
     The image keeps its inode and is never shorter than before. A reader meanwhile sees a mixture: it must be told
-    afterwards. Everything belongs to root in it; modes are kept. What is made on the way lies beside the image.
+    afterwards. Everything belongs to root in it; modes are kept.
     """
-    with tempfile.TemporaryDirectory(prefix=f".{image.name}-", dir=image.parent) as beside:
-        made = Path(beside) / "image"
-        _run("mkfs.erofs", "--quiet", "-x-1", "-T0", "--all-root", str(made), str(content))
-        size = fixed_size(made.stat().st_size, smallest)
-        return _replace_content(made, image, size)
+    try:
+        made = erofs.render(content)
+        return _replace_content(made, image, fixed_size(len(made), smallest))
+    except OSError as error:
+        raise MvmError(
+            f"the image '{image}' cannot be written: {error.strerror or error}", hint="is the file system full?"
+        ) from error
 
 
 def fixed_size(needed: int, smallest: int) -> int:
@@ -88,18 +89,14 @@ def grow(image: Path, *, mib: int) -> bool:
     return True
 
 
-def _replace_content(source: Path, image: Path, size: int) -> int:
-    """Write `source` over `image`, zeros up to the size."""
+def _replace_content(content: bytes, image: Path, size: int) -> int:
+    """Write `content` over `image`, zeros up to the size."""
     descriptor = os.open(image, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "r+b") as target, source.open("rb") as file:
+    with open(descriptor, "r+b") as target:
         before = os.fstat(descriptor).st_size
         size = max(size, before)
-        shutil.copyfileobj(file, target, _CHUNK)
-        end = target.tell()
-        while end < before:  # only what an earlier content may have left; beyond it there are zeros
-            step = min(_CHUNK, before - end)
-            target.write(bytes(step))
-            end += step
+        target.write(content)
+        target.write(bytes(max(0, before - len(content))))  # what an earlier content may have left
         target.flush()
         os.ftruncate(descriptor, size)
     return size

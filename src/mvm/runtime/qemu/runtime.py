@@ -139,15 +139,7 @@ class QemuRuntime:
 
     async def publish_drives(self, machine: Machine) -> None:
         """Write both images in place. A running guest sees them when it mounts them next."""
-        files = Files.of(machine)
-        work = []
-        if CONFIG in drives_of(machine.role):
-            work.append((machine.config, files.config_image, images.CONFIG_IMAGE_BYTES))
-        if SECRETS in drives_of(machine.role):
-            work.append((machine.secrets, files.secrets_image, images.SECRETS_IMAGE_BYTES))
-        await asyncio.gather(
-            *(asyncio.to_thread(images.write_erofs, content, image, smallest=size) for content, image, size in work)
-        )
+        await asyncio.to_thread(_write_images, machine, Files.of(machine))
 
     # From nothing to running
 
@@ -432,6 +424,13 @@ class QemuRuntime:
             open_monitor(Files.of(machine).monitor, who=str(machine.ref)) as monitor,
         ):
             yield monitor
+
+
+def _write_images(machine: Machine, files: Files) -> None:
+    if CONFIG in drives_of(machine.role):
+        images.write_erofs(machine.config, files.config_image, smallest=images.CONFIG_IMAGE_BYTES)
+    if SECRETS in drives_of(machine.role):
+        images.write_erofs(machine.secrets, files.secrets_image, smallest=images.SECRETS_IMAGE_BYTES)
 
 
 def _identity(process: ProcessIdentity) -> Identity:
