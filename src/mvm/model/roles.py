@@ -40,8 +40,8 @@ class Role(StrEnum):
     def least_mem_mib(self) -> int:
         """Memory without which its instances cannot work.
 
-        OpenClaw takes 0.8 GB before anybody has written to it, and was killed where there was less (OPENCLAW.md, section
-        1); a gateway's runs no turns, and a machine has compressed swap beside its memory.
+        OpenClaw takes 0.8 GB before anybody has written to it, and was killed where there was less (OPENCLAW.md,
+        section 1); a gateway's runs no turns, and a machine has compressed swap beside its memory.
         """
         return {Role.GATEWAY: 768, Role.CAPABILITY_OPENCLAW: 1024}.get(self, 64)
 

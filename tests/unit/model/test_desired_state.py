@@ -73,7 +73,7 @@ specs = st.builds(
     profile=names,
     flake=st.text(max_size=5),
     vcpus=st.integers(1, 32),
-    mem_mib=st.integers(64, 9000),
+    mem_mib=st.integers(1024, 9000),
     data_disk_mib=st.integers(0, 9000),
     desired=st.builds(DesiredCounts, running=st.integers(0, 100), sleeping=st.integers(0, 100)),
     runtime_policy=policies,
@@ -89,6 +89,17 @@ def test_pool_settings_survive_their_way_through_a_desired_state(spec: PoolSpec)
     assert pool.spec() == spec
     document = state(tenant(pools=[pool.model_dump(mode="json", exclude_none=True)]))
     assert validate_desired(document).tenants[0].pools[0].spec() == spec
+
+
+@pytest.mark.parametrize(("role", "least"), [("gateway", 768), ("capability-openclaw", 1024), ("worker", 64)])
+def test_a_size_in_which_nothing_works_is_refused_with_its_place(role: str, least: int) -> None:
+    def document(mem_mib: int) -> object:
+        return state(tenant(pools=[{"pool_id": "w", "role": role, "instance_resources": {"mem_mib": mem_mib}}]))
+
+    validate_desired(document(least))
+    with pytest.raises(ValidationProblems) as refused:
+        validate_desired(document(least - 1))
+    assert "mem_mib" in str(refused.value.problems[0])
 
 
 def test_a_policy_given_in_part_keeps_the_rest_of_its_role() -> None:
