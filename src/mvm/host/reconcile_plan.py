@@ -90,7 +90,12 @@ class _Instances:
         self._plan = plan
         self._ledger = ledger
         self._now = now
-        self._by_pool = present.by_pool()
+        removed = {action.object for action in plan.actions if action.kind is Kind.REMOVE_USER}
+        gone = {user.instance_id for user in present.users.values() if user.user_id in removed}
+        # A worker goes with its person: nothing more is to be done about it.
+        self._by_pool = {
+            pool: [i for i in instances if i.instance_id not in gone] for pool, instances in present.by_pool().items()
+        }
         self._short: Counter[tuple[PoolId, str]] = Counter()
 
     def plan_pool(self, spec: PoolSpec, users: list[User], *, first_start: list[User]) -> None:
