@@ -84,6 +84,7 @@ def main() -> int:
     scope = "" if full or vm else " and not slow"
     mark, before, objects = uuid.uuid4().hex, memory_files(), kernel_objects()
     temporary = Path(tempfile.mkdtemp(prefix="mvmt-"))  # short: sockets live in it
+    temporary.chmod(0o711)  # programs under a user of their own find their way
     environment = {
         **os.environ,
         MARK: mark,

@@ -72,7 +72,7 @@ class TestProcessRuntime(RuntimeConformance):
     async def test_it_says_that_nothing_is_isolated(self, bench: Bench) -> None:
         probe = await bench.runtime.probe()
         assert "NOT isolated" in probe.reason
-        assert "microVM" in (probe.remedy or "")
+        assert "virtual machines" in (probe.remedy or "")
         assert not bench.runtime.capabilities.isolated
 
     async def test_no_secret_is_in_an_environment_or_argument_but_openclaws(self, bench: Bench) -> None:
