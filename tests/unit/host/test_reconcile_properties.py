@@ -132,7 +132,9 @@ def applied(to: Present, actions: list[Action]) -> Present:
                     after = after.model_copy(
                         update={"vcpus": 0, "mem_mib": 0, "rested_by_policy": before.rested_by_policy}
                     )
-                elif kind is Kind.RENEW or kind.brings_up:
+                elif kind is Kind.RENEW or (
+                    kind.brings_up and kind is not Kind.RESUME
+                ):  # memory that is kept keeps its size
                     after = fitted(after, pools[pool])
                 instances[before.instance_id] = after
     ordered = tuple(sorted(instances.values(), key=lambda i: i.created_at))
