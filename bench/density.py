@@ -79,7 +79,7 @@ async def look(machines: Machines, user: str, sender: int) -> dict[str, Figures]
     worker = await machines.worker(user)
     address = machines.operator.address(worker)
     await machines.operator.mvm("instance", "start", address)
-    came_up = {f"ms {name}": ms for name, ms in (await machines.stages(worker)).items()}
+    came_up = await machines.stages(worker)
     looks = {"clone": of_instance(machines, worker)}
     await machines.say(sender, "hello")
     await asyncio.sleep(IDLE_SECONDS)
@@ -88,7 +88,7 @@ async def look(machines: Machines, user: str, sender: int) -> dict[str, Figures]
     if machines.machine(worker) is not None:
         raise RuntimeError(f"{address} is asleep and has a process")
     looks["asleep"] = of_instance(machines, worker)
-    return looks | {"came up": came_up}
+    return looks | {"came up": came_up}  # milliseconds
 
 
 async def measure(workers: int, *, real: bool) -> dict[str, Any]:
@@ -115,6 +115,7 @@ async def measure(workers: int, *, real: bool) -> dict[str, Any]:
         | {"gateway, idle": gateway},
         "shared_mib": size,
         "agent_growth_per_worker_mib": grown / len(others) if others else None,
+        "clone_came_up_ms": statistics.median(sum(each["came up"].values()) for each in looks[1:] or looks),
         "workers_each": looks,
     }
 
@@ -134,6 +135,7 @@ def table(figures: dict[str, Any]) -> str:
     for condition, found in figures["mib"].items():
         lines.append(f"{condition:16}" + "".join(f"{found.get(column, 0.0):>16,.1f}" for column in COLUMNS))
     lines += [f"{name}, shared by all: {mib:,.1f} MiB on disk" for name, mib in figures["shared_mib"].items()]
+    lines.append(f"a clone answered its health check after {figures['clone_came_up_ms'] / 1000:,.1f} s")
     if (growth := figures["agent_growth_per_worker_mib"]) is not None:
         lines.append(f"the agent's own memory grew by {growth:,.2f} MiB per worker")
     return "\n".join(lines)

@@ -115,10 +115,12 @@ class Operator:
         )
         return path
 
-    async def new(self, name: str, users: dict[str, int], *, extra: str = "") -> None:
+    async def new(
+        self, name: str, users: dict[str, int], *, extra: str = "", seconds: float = COMMAND_SECONDS
+    ) -> None:
         """`mvm new openclaw NAME --config deploy.toml`, until it is ready."""
         path = self.write_deploy_toml(users, extra=extra)
-        await self.mvm("new", "openclaw", name, "--config", str(path))
+        await self.mvm("new", "openclaw", name, "--config", str(path), seconds=seconds)
 
     async def instances(self, tenant: str, role: str | None = None) -> list[Json]:
         """The tenant's instances as `mvm instance list --json` shows them."""

@@ -20,6 +20,9 @@ TENANT, ALICE, BOB = "fam", 5001, 5002
 PATIENCE = 240.0
 """The longest wait for something that takes seconds on an idle machine with nothing but emulation."""
 
+FIRST_START_SECONDS = 2400.0
+"""The longest wait for the real OpenClaw: two boots, one after the other, of minutes each on an idle machine."""
+
 
 class Machines:
     """A deployment with a worker for each user, all of it in virtual machines."""
@@ -130,5 +133,5 @@ async def openclaw_machines(users: dict[str, int]) -> AsyncIterator[Machines]:
     """A deployment on the real OpenClaw, ready, with the sizes of the example manifest."""
     async with operator(MVM_RUNTIME="qemu", MVM_IMAGE_CACHE=str(cache())) as someone:
         sizes = overrides(someone, gateway_mib=1024, worker_mib=2048).replace("vcpus = 1", "vcpus = 2")
-        await someone.new(TENANT, users, extra=sizes)
+        await someone.new(TENANT, users, extra=sizes, seconds=FIRST_START_SECONDS)
         yield Machines(someone)
