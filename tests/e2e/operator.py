@@ -115,9 +115,7 @@ class Operator:
         )
         return path
 
-    async def new(
-        self, name: str, users: dict[str, int], *, extra: str = "", seconds: float = COMMAND_SECONDS
-    ) -> None:
+    async def new(self, name: str, users: dict[str, int], *, extra: str = "", seconds: float = COMMAND_SECONDS) -> None:
         """`mvm new openclaw NAME --config deploy.toml`, until it is ready."""
         path = self.write_deploy_toml(users, extra=extra)
         await self.mvm("new", "openclaw", name, "--config", str(path), seconds=seconds)
