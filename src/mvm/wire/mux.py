@@ -233,9 +233,13 @@ class GuestEnd:
         self._transmit(PADDING + encode(Kind.LOST))
 
     def host_left(self) -> None:
-        """Nobody is at the other end."""
+        """Nobody is at the other end, or was a moment ago.
+
+        The kernel tells of the end of one host and of what the next one says by different ways. The next one may have
+        been answered already, by what is written or still waits to be: it is told to begin anew.
+        """
         if self.session is not None:
-            self._drop("the host has left")
+            self.lose("the host has left")
         self._inbox.clear()
 
     def _drop(self, reason: str) -> None:

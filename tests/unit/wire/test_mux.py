@@ -296,6 +296,26 @@ async def test_a_guest_whose_host_left_opens_nothing_and_ends_what_there_was(wor
     await works(world)
 
 
+@virtual
+@pytest.mark.parametrize("answered", [True, False], ids=["answered already", "answer not written yet"])
+async def test_a_host_that_came_before_its_predecessors_end_was_noticed_gets_a_session(
+    answered: bool, world: World
+) -> None:
+    await world.joined()
+    world.host.end("its agent was killed")
+    world.held = True
+    world.new_host()
+    world.guest.received(bytes(world.to_guest))
+    world.to_guest.clear()
+    if answered:
+        world.release()
+        await world.settled()
+    world.guest.host_left()
+    world.release()
+    await asyncio.sleep(5)
+    await works(world)
+
+
 # Peers that do not keep to the rules
 
 
