@@ -17,6 +17,7 @@ from tests.simulation.world import GATEWAYS, World
 from mvm.host.reports import Activity
 from mvm.model.ids import InstanceRef
 from mvm.model.states import State
+from mvm.runtime.base import Connection, Machine, Probe
 
 
 class Killed(BaseException):
@@ -170,6 +171,26 @@ async def test_a_wake_that_had_not_touched_the_memory_is_taken_back(tmp_path: Pa
     assert world.state(ref) is State.SLEEPING
     await world.wakes.wake(ref, actor="writer")
     assert world.runtime.starts == 1, "it went on from its memory"
+
+
+async def test_how_slow_a_runtime_is_here_is_known_before_its_guests_are_waited_for(tmp_path: Path) -> None:
+    world = await World(tmp_path).open()
+    await world.tenant()
+    await world.worker()
+    order: list[str] = []
+    probe, connect = world.runtime.probe, world.runtime.connect
+
+    async def probing() -> Probe:
+        order.append("probe")
+        return await probe()
+
+    async def connecting(machine: Machine, port: int) -> Connection:
+        order.append("connect")
+        return await connect(machine, port)
+
+    world.runtime.probe, world.runtime.connect = probing, connecting  # type: ignore[method-assign]
+    await world.restart_agent()
+    assert order.index("probe") < order.index("connect")
 
 
 async def test_what_a_machine_that_died_left_is_cleared_away(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ class Recovery:
 
     async def recover(self, instance: Instance) -> None:
         """Bring one instance to a state that is true of it; the caller holds its lock."""
+        await self._runtimes.probe(instance.runtime)  # how slow it is here, and so how long its guests may take
         process = await self._living(instance)
         kind = instance.transition.kind if instance.transition else None
         log.info(
