@@ -75,13 +75,28 @@ class Machines:
 
     def machine(self, instance: Json) -> psutil.Process | None:
         """The QEMU of an instance; None while there is none."""
+        return next((process for owner, process in self.all() if owner == instance["instance_id"]), None)
+
+    def owners(self) -> list[str]:
+        """The instance (or the name of a base) of each QEMU that runs."""
+        return [owner for owner, _ in self.all()]
+
+    def all(self) -> list[tuple[str, psutil.Process]]:
+        """Every QEMU with the instance that it is of."""
+        found = []
         for process in self.operator.processes():
             try:
-                if process.environ().get("MVM_MACHINE", "").endswith(f"/{instance['instance_id']}"):
-                    return process
+                mark = process.environ().get("MVM_MACHINE")
+                if mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append((Path(mark).name, process))
             except psutil.Error:
                 continue
-        return None
+        return found
+
+    def base(self) -> psutil.Process | None:
+        """The QEMU of a base that is being made."""
+        known = {path.name for path in (self.state_dir / "instances").iterdir()}
+        return next((process for owner, process in self.all() if owner not in known), None)
 
     async def kill_machine(self, instance: Json) -> None:
         """`kill -9` of an instance's QEMU, if it has one."""

@@ -7,13 +7,18 @@ next message is answered once, what was written to the data drive is there, and 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 import pytest_asyncio
-from tests.e2e.operator import CommandFailed, eventually
-from tests.vm.machines import ALICE, PATIENCE, Machines, standin_machines
+from tests.e2e.operator import eventually, kill
+from tests.vm.leftovers import nothing_is_left_over
+from tests.vm.machines import ALICE, BOB, PATIENCE, TENANT, Machines, standin_machines
+
+from mvm.host.client import AgentClient
 
 pytestmark = [
     pytest.mark.vm,
@@ -41,13 +46,30 @@ async def end(machines: Machines, victim: str) -> None:
         await machines.kill_machine(machines.known)
 
 
-async def how_long(machines: Machines) -> tuple[float, float]:
-    """Seconds that a sleep and a wake take here."""
-    began = time.monotonic()
-    worker = await machines.sleep()
-    asleep = time.monotonic()
+async def begin_walk(machines: Machines) -> tuple[float, float]:
+    """An empty diary on the data drive; returns the seconds that a sleep and a wake take here once they have begun."""
+    worker = await machines.worker()
+    await machines.inside(worker, "sh", "-c", "rm -f /data/walk && touch /data/walk")
+    await machines.sleep()
     await machines.operator.mvm("instance", "wake", machines.operator.address(worker))
-    return asleep - began, time.monotonic() - asleep
+    timelines = await machines.info(worker)
+    sleep, wake = (
+        sum(stage["milliseconds"] for stage in timelines[name]["stages"]) / 1000 for name in ("last_sleep", "last_wake")
+    )
+    return sleep, wake
+
+
+async def until_begun(machines: Machines, kind: str, task: asyncio.Task[object] | None = None) -> None:
+    """Return when the agent has begun that transition of alice's worker, or `task` is done without it."""
+    client = AgentClient(machines.operator.directory / "run/agent.sock")
+    address = machines.operator.address(machines.known)
+    deadline = time.monotonic() + PATIENCE
+    while task is None or not task.done():
+        instance = (await client.call("InstanceInfo", {"address": address}))["instance"]
+        if instance["transition"] is not None and instance["transition"]["kind"] == kind:
+            return
+        assert time.monotonic() < deadline, f"no {kind} began"
+        await asyncio.sleep(0.005)
 
 
 async def is_whole(machines: Machines, number: int) -> None:
@@ -59,18 +81,18 @@ async def is_whole(machines: Machines, number: int) -> None:
     assert written.split()[:number] == [str(n) for n in range(number)]
     assert written.split()[-1] == "0", "the file system is clean"
     await machines.inside(worker, "sh", "-c", f"echo {number} >> /data/walk && sync")
+    await nothing_is_left_over(machines)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", VICTIMS)
 async def test_a_walk_through_a_sleep(machines: Machines, victim: str) -> None:
-    await machines.inside(await machines.worker(), "rm", "-f", "/data/walk")
-    await machines.inside(await machines.worker(), "touch", "/data/walk")
-    seconds, _ = await how_long(machines)
+    seconds, _ = await begin_walk(machines)
     for step in range(STEPS):
         await machines.remember()
         address = machines.operator.address(machines.known)
         sleeping = asyncio.create_task(machines.operator.mvm("instance", "sleep", address, "--force"))
+        await until_begun(machines, "sleep", sleeping)
         await asyncio.sleep(seconds * step / STEPS)
         await end(machines, victim)
         await asyncio.gather(sleeping, return_exceptions=True)
@@ -81,13 +103,12 @@ async def test_a_walk_through_a_sleep(machines: Machines, victim: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", VICTIMS)
 async def test_a_walk_through_a_wake(machines: Machines, victim: str) -> None:
-    await machines.inside(await machines.worker(), "rm", "-f", "/data/walk")
-    await machines.inside(await machines.worker(), "touch", "/data/walk")
-    _, seconds = await how_long(machines)
+    _, seconds = await begin_walk(machines)
     for step in range(STEPS):
         await machines.remember()
-        await eventually(machines.sleep, PATIENCE, CommandFailed)
+        await machines.sleep()
         sent = await machines.operator.telegram.say(ALICE, f"wake at step {step}")
+        await until_begun(machines, "wake")
         await asyncio.sleep(seconds * step / STEPS)
         await end(machines, victim)
         await machines.start_agent()
@@ -101,8 +122,10 @@ async def test_a_machine_that_is_killed_asleep_in_the_night_boots_from_its_data(
     worker = await machines.worker()
     await machines.kill_machine(worker)
     await machines.until_state(worker, "stopped")
+    await nothing_is_left_over(machines)
     assert await machines.say(ALICE, "are you there") == ["You said: are you there"]
     assert (await machines.inside(await machines.worker(), "cat", "/data/note")).strip() == "kept"
+    await nothing_is_left_over(machines)
 
 
 async def test_a_memory_file_that_was_changed_is_noticed_and_the_message_answered(machines: Machines) -> None:
@@ -112,6 +135,22 @@ async def test_a_memory_file_that_was_changed_is_noticed_and_the_message_answere
         file.truncate(memory.stat().st_size // 2)
     assert await machines.say(ALICE, "cut off") == ["You said: cut off"]
     assert await machines.events("SnapshotRejected")
+
+
+async def test_everybody_who_wakes_a_sleeper_at_once_gets_the_same_machine(machines: Machines) -> None:
+    worker = await machines.sleep()
+    await nothing_is_left_over(machines)
+    address = machines.operator.address(worker)
+    wakes = [asyncio.create_task(machines.operator.mvm("instance", "wake", address)) for _ in range(3)]
+    saying = asyncio.create_task(machines.say(ALICE, "all at once"))
+    seen: set[int] = set()
+    while not all(task.done() for task in (*wakes, saying)):
+        seen |= {process.pid for owner, process in machines.all() if owner == worker["instance_id"]}
+        await asyncio.sleep(0.05)
+    await asyncio.gather(*wakes)
+    assert await saying == ["You said: all at once"]
+    assert len(seen) == 1
+    await nothing_is_left_over(machines)
 
 
 async def test_after_a_power_cut_the_gateway_is_back_by_itself_and_sleepers_wake_from_memory(
@@ -127,3 +166,34 @@ async def test_after_a_power_cut_the_gateway_is_back_by_itself_and_sleepers_wake
     stages = await machines.stages(worker)
     assert "restore" in stages
     assert len(await machines.events("SnapshotRejected")) == rejected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["agent", "machine"])
+async def test_a_base_whose_making_is_cut_short_leaves_nothing_and_the_new_user_is_answered(
+    machines: Machines, victim: str
+) -> None:
+    for base in (machines.state_dir / "bases").iterdir():
+        shutil.rmtree(base)
+    user, sender = {"agent": ("bob", BOB), "machine": ("carol", BOB + 1)}[victim]
+    await machines.operator.mvm("user", "add", TENANT, user, "--telegram", str(sender))
+    sent = await machines.operator.telegram.say(sender, "hello, I am new")
+
+    async def being_made() -> psutil.Process:
+        base = machines.base()
+        assert base is not None, "no base is being made"
+        return base
+
+    base = await eventually(being_made, PATIENCE, AssertionError)
+    await asyncio.sleep(3)
+    if victim == "agent":
+        await machines.operator.kill_agent()
+        await machines.start_agent()
+    else:
+        await kill(base)
+    (answer,) = await machines.operator.telegram.wait_for_answers(sender, 1, after=sent.number, timeout=2 * PATIENCE)
+    assert answer.text == "You said: hello, I am new"
+    made = [path for path in (machines.state_dir / "bases").iterdir() if path.name != ".work"]
+    assert bool(made) == (victim == "agent"), "the next agent makes it again; this one had its chance"
+    assert not any((machines.state_dir / "bases/.work").iterdir())
+    await nothing_is_left_over(machines)
