@@ -106,6 +106,7 @@ async def browsing() -> AsyncIterator[Page]:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,
+            env={**os.environ, "TMPDIR": profile},  # its lock lies in a directory of its own there
         )
         try:
             port = await _port(Path(profile))

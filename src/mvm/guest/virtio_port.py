@@ -95,8 +95,9 @@ class VirtioPort:
         os.close(self._descriptor)
 
     def _changed(self) -> None:
-        self._changes.poll(0)
-        if self._unwritten:
+        nobody = any(events & select.EPOLLHUP for _, events in self._changes.poll(0))
+        # A write that nobody takes is a change itself where the device is a terminal: it would be tried without end.
+        if self._unwritten and not nobody:
             self._write()
             self._resume()
         self._read()

@@ -201,12 +201,16 @@ class WakeDesk:
 
     async def _catch_up(self, *, reload: bool, awake: bool) -> None:
         try:
-            await self._control.restore()
-            await self._control.config_applied()
-            if reload:
-                await self._control.reload_secrets(CATCH_UP_SECONDS)
-        except ControlAbsent:
-            self._reload_when_up = reload
+            try:
+                await self._control.restore()
+                await self._control.config_applied()
+                if reload:
+                    await self._control.reload_secrets(CATCH_UP_SECONDS)
+            except ControlAbsent:
+                self._reload_when_up = reload
+            if self._deliveries is not None and not awake:
+                await self._deliveries.open()  # before it looks ready to anybody
+                self._deliveries.nudge()
         except ControlError as error:
             log.warning("OpenClaw does not take in what changed (%s): restarting it", error)
             self._begin_restart(drain=awake)
@@ -215,9 +219,6 @@ class WakeDesk:
             self._sleep.catching_up = False
             if not self._sleep.restarting:
                 self._board.set_restarting(False)
-        if self._deliveries is not None and not awake:
-            await self._deliveries.open()
-            self._deliveries.nudge()
 
     async def _be_somebody_else(self) -> None:
         """This machine was another until now, of which there may be more copies: nothing of its own may stay."""
@@ -341,9 +342,11 @@ class WakeDesk:
             self._on_event("OpenClawNotStarted", str(error))
         finally:
             self._sleep.restarting = False
-            self._board.set_restarting(False)
-        if self._deliveries is not None:
-            await self._deliveries.open()
+            try:
+                if self._deliveries is not None:
+                    await self._deliveries.open()  # before it looks ready to anybody
+            finally:
+                self._board.set_restarting(False)
 
     async def _drain(self) -> None:
         """Let what is under way end; what does not end in time OpenClaw itself finishes before it exits."""

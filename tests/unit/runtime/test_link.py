@@ -296,10 +296,10 @@ async def test_a_guest_without_a_host_rests(machine: Machine) -> None:
     reader, writer = await machine.channel.connect(53)
     assert await reader.read() == b""  # so the service has seen that the host has left
     writer.close()
-    before = time.process_time()
-    for _ in range(3):
+    begun, worked = time.monotonic(), time.thread_time()
+    for _ in range(5):
         await asyncio.sleep(0.1)
-    assert time.process_time() - before < 0.1
+    assert time.thread_time() - worked < (time.monotonic() - begun) / 2, "one that does not rest works all the time"
 
 
 async def test_a_guest_that_takes_nothing_is_begun_anew(machine: Machine) -> None:

@@ -24,8 +24,9 @@ export class OwnGateway {
     this.#tokens = tokens;
   }
 
-  async call(method, params = {}) {
-    return this.#use((connection) => connection.request(method, params));
+  /** One request; without `timeoutMs` it has the time that a connection gives each of its requests. */
+  async call(method, params = {}, timeoutMs = undefined) {
+    return this.#use((connection) => connection.request(method, params, timeoutMs));
   }
 
   /** Channels that OpenClaw holds back because it started uncleanly too often; only its readiness tells them. */

@@ -14,22 +14,25 @@ export const WARM_UP_MS = 800_000;
 
 /** Run it. Throws when the turn fails or its session cannot be made or deleted. */
 export async function warmUp({ gateway, runId = `mvm-warm-up-${randomUUID()}`, limitMs = WARM_UP_MS }) {
-  const { key } = await gateway.call("sessions.create", { agentId: "main", incognito: true });
+  const deadline = Date.now() + limitMs;
+  // Whatever is asked for the first time loads its code first: each request may take as long as all of it.
+  const ask = (method, params) => gateway.call(method, params, limitMs);
+  const { key } = await ask("sessions.create", { agentId: "main", incognito: true });
   try {
     const { text } = await runTurn({
       open: (onEvent) => gateway.open(onEvent),
       sessionKey: key,
       runId,
       text: TEXT,
-      deadline: Date.now() + limitMs,
+      deadline,
     });
     if (!text) throw new Error("the turn ended without an answer");
   } finally {
-    await gateway.call("sessions.delete", { key });
+    await ask("sessions.delete", { key });
   }
   // Nobody has said anything in this one; it is for what OpenClaw opens and makes for a session that is kept.
-  const kept = await gateway.call("sessions.create", { agentId: "main", key: KEPT_SESSION });
-  const { archived = [] } = await gateway.call("sessions.delete", { key: kept.key, deleteTranscript: true });
+  const kept = await ask("sessions.create", { agentId: "main", key: KEPT_SESSION });
+  const { archived = [] } = await ask("sessions.delete", { key: kept.key, deleteTranscript: true });
   for (const file of archived) await rm(file, { force: true });
   return { ok: true };
 }

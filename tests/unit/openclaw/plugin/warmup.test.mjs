@@ -10,7 +10,8 @@ function gateway(text) {
   const calls = [];
   return {
     calls,
-    call: async (method, params) => {
+    call: async (method, params, timeoutMs) => {
+      assert.equal(timeoutMs, 5000, "a request that is made for the first time has time to load its code");
       calls.push([method, params.key ?? null]);
       if (method === "sessions.create") return { key: params.key ?? "agent:main:incognito-1" };
       return { archived: [] };
