@@ -21,6 +21,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 def doctor(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
     """Check this machine, and say what to do about what is missing. Status 1 when something keeps mvm from working."""
     from mvm.cli import checks
+    from mvm.cli.firecracker_checks import firecracker_checks
     from mvm.cli.image_checks import image_checks
     from mvm.cli.machine_checks import machine_checks
     from mvm.cli.network_checks import network_checks
@@ -29,6 +30,7 @@ def doctor(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
     findings = [
         *checks.local_checks(locations),
         *session.run(machine_checks(locations)),
+        *session.run(firecracker_checks(locations)),
         *image_checks(locations),
         *session.run(network_checks()),
         session.run(checks.agent(locations)),
