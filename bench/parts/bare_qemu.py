@@ -180,7 +180,7 @@ def _opened(hardware: Hardware, paths: dict[Drive, Path], directory: Path) -> It
         monitor, mux, console = (listener.fileno() for listener in listeners)
         descriptors = Descriptors(
             monitor=monitor,
-            mux=mux,
+            channel=mux,
             console=console,
             ram=opened(directory / "ram", os.O_RDWR),
             kernel=opened(hardware.kernel, os.O_RDONLY),

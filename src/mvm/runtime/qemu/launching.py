@@ -18,8 +18,8 @@ from mvm.drives.table import Drive, Mode
 from mvm.guest import processes
 from mvm.guest.processes import Identity, Process
 from mvm.model.errors import Conflict, MvmError, Unavailable
-from mvm.runtime import bounds, spawning
-from mvm.runtime.base import Machine
+from mvm.runtime import bounds, spawning, vsock_link
+from mvm.runtime.base import ChannelKind, Machine
 from mvm.runtime.qemu.command import TCG_CODE_MIB, Descriptors, Hardware, command
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.records import Record
@@ -64,7 +64,7 @@ def opened(
         files.check_lengths()
         yield Descriptors(
             monitor=_listening(stack, files.monitor),
-            mux=_listening(stack, files.mux),
+            channel=_channel(stack, hardware, files),
             console=_listening(stack, files.console),
             ram=ram,
             kernel=_open(stack, hardware.kernel, os.O_RDONLY, "kernel"),
@@ -82,6 +82,12 @@ def _listening(stack: ExitStack, path: Path) -> int:
     path.chmod(0o600)
     listener.listen(8)
     return listener.fileno()
+
+
+def _channel(stack: ExitStack, hardware: Hardware, files: Files) -> int:
+    if hardware.channel is ChannelKind.VSOCK:
+        return _open(stack, vsock_link.DEVICE, os.O_RDWR, "kernel's device for vsock")
+    return _listening(stack, files.mux)
 
 
 def _open_drive(stack: ExitStack, path: Path, drive: Drive) -> tuple[int, ...]:
@@ -137,6 +143,7 @@ def launch(
         mac=machine.mac,
         sandbox=qemu.sandbox,
         incoming=incoming,
+        cid=vsock_link.cid_of(machine.ref.instance_id) if hardware.channel is ChannelKind.VSOCK else None,
     )
     identity = spawning.spawn(
         [*_as_user(machine.uid), *arguments],

@@ -14,7 +14,7 @@ from mvm.drives.table import CONFIG, DATA, ROOTFS, SECRETS, Drive, drives_of
 from mvm.image.base import FILES, INITRD, KERNEL, Manifest
 from mvm.image.base import ROOTFS as ROOT_IMAGE
 from mvm.model.errors import MvmError, Unavailable
-from mvm.runtime.base import Machine
+from mvm.runtime.base import ChannelKind, Machine
 from mvm.runtime.qemu.accelerator import Found
 from mvm.runtime.qemu.command import Hardware, Network, layout
 from mvm.runtime.qemu.files import Files
@@ -25,7 +25,12 @@ MADE_BY = "made_by.json"
 CPUINFO = Path("/proc/cpuinfo")
 
 
-def hardware(machine: Machine, found: Found, network: Network = Network.HOST) -> Hardware:
+def hardware(
+    machine: Machine,
+    found: Found,
+    network: Network = Network.HOST,
+    channel: ChannelKind = ChannelKind.VIRTIO_SERIAL,
+) -> Hardware:
     """What the machine is made of. Raises `Unavailable` when a part of it is not there."""
     image = _image(machine)
     for name in FILES:
@@ -41,6 +46,7 @@ def hardware(machine: Machine, found: Found, network: Network = Network.HOST) ->
         parameters=_kernel_arguments(image),
         tsc_khz=host_tsc_khz(),
         network=network,
+        channel=channel,
     )
 
 

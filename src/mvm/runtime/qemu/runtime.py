@@ -24,7 +24,7 @@ from mvm.model.addresses import loopback_address, networked_address
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import Conflict, MvmError, SnapshotRejected, Unavailable
 from mvm.model.ids import InstanceId
-from mvm.runtime import sparse, spawning
+from mvm.runtime import sparse, spawning, vsock_link
 from mvm.runtime.base import (
     Capabilities,
     ChannelKind,
@@ -42,6 +42,7 @@ from mvm.runtime.qemu.command import Hardware, Network
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.qemu.launching import Qemu
 from mvm.runtime.qemu.monitor import Monitor, MonitorClosed, open_monitor
+from mvm.runtime.vsock_link import VsockHost
 
 log = logging.getLogger(__name__)
 
@@ -68,17 +69,25 @@ class QemuRuntime:
     name = "qemu"
 
     def __init__(
-        self, *, run_dir: Path | None = None, open_tap: OpenTap = no_network, user_network: bool = False
+        self,
+        *,
+        run_dir: Path | None = None,
+        open_tap: OpenTap = no_network,
+        user_network: bool = False,
+        channel: ChannelKind = ChannelKind.VIRTIO_SERIAL,
     ) -> None:
         """`run_dir` is where it keeps what it found out about this host; `open_tap` opens a machine's network device
         (an open file that QEMU may read and write; closed by this runtime). With `user_network`, for hosts that let
-        nobody make one, machines get a network that their own QEMU makes up, and reach each other by the relay."""
+        nobody make one, machines get a network that their own QEMU makes up, and reach each other by the relay.
+        `channel` is what carries the control channel: a virtio serial port, or vsock where the host has vhost-vsock."""
         self._run_dir = run_dir
         self._open_tap = no_network if user_network else open_tap
         self._user_network = user_network
         self._found: Found | None = None
         self._finding = asyncio.Lock()
         self._attachments: dict[InstanceId, Attachment] = {}
+        self._channel = channel
+        self._vsock = VsockHost() if channel is ChannelKind.VSOCK else None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -89,7 +98,7 @@ class QemuRuntime:
             memory_snapshot=True,
             clone=True,
             hot_drive_change=True,
-            channel=ChannelKind.VIRTIO_SERIAL,
+            channel=self._channel,
             images=True,
             networks=not self._user_network,
             relayed=self._user_network,
@@ -100,6 +109,12 @@ class QemuRuntime:
 
     async def probe(self) -> Probe:
         """Whether virtual machines run here, and with what."""
+        if self._vsock is not None and not vsock_link.usable():
+            return Probe(
+                usable=False,
+                reason=f"the channel shall be vsock, and {vsock_link.DEVICE} is not there or not ours to use",
+                remedy="`modprobe vhost_vsock`, or leave qemu_channel out: a virtio serial port works everywhere",
+            )
         try:
             processes.require_linux()
             found = await self._host()
@@ -379,11 +394,15 @@ class QemuRuntime:
         attachments, self._attachments = list(self._attachments.values()), {}
         for attachment in attachments:
             await attachment.close()
+        if self._vsock is not None:
+            self._vsock.close()
 
     def _attachment(self, machine: Machine) -> Attachment:
         found = self._attachments.get(machine.ref.instance_id)
         if found is None:
-            found = Attachment(Files.of(machine), who=str(machine.ref))
+            who, instance = str(machine.ref), machine.ref.instance_id
+            link = None if self._vsock is None else self._vsock.link(vsock_link.cid_of(instance), name=who)
+            found = Attachment(Files.of(machine), who=who, link=link)
             self._attachments[machine.ref.instance_id] = found
         return found
 
@@ -400,7 +419,7 @@ class QemuRuntime:
         found = await self._host()
         user_network = Network.USER_CLOSED if machine.closed else Network.USER
         network = user_network if self._user_network else Network.HOST
-        hardware = await asyncio.to_thread(makeup.hardware, machine, found, network)
+        hardware = await asyncio.to_thread(makeup.hardware, machine, found, network, self._channel)
         return hardware, makeup.made_by(machine, Files.of(machine), hardware, found)
 
     async def _clear(self, machine: Machine, files: Files) -> None:
