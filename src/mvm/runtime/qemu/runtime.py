@@ -17,14 +17,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from mvm.drives import images
-from mvm.drives.table import CONFIG, DATA, SECRETS, drives_of
+from mvm.drives.table import CONFIG, DATA, SECRETS
 from mvm.guest import processes
 from mvm.guest.processes import Identity
 from mvm.model.addresses import loopback_address, networked_address
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import Conflict, MvmError, SnapshotRejected, Unavailable
 from mvm.model.ids import InstanceId
-from mvm.runtime import sparse, spawning, vsock_link
+from mvm.runtime import bases, saved, shutdown, sparse, spawning, vsock_link
+from mvm.runtime import makeup as parts
 from mvm.runtime.base import (
     Capabilities,
     ChannelKind,
@@ -35,13 +36,15 @@ from mvm.runtime.base import (
     Probe,
     Snapshot,
 )
-from mvm.runtime.qemu import accelerator, bases, launching, makeup, shutdown, snapshots
+from mvm.runtime.qemu import accelerator, launching, makeup, snapshots
+from mvm.runtime.qemu import bases as own_bases
 from mvm.runtime.qemu.accelerator import Found
 from mvm.runtime.qemu.attachment import Attachment
 from mvm.runtime.qemu.command import Hardware, Network
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.qemu.launching import Qemu
 from mvm.runtime.qemu.monitor import Monitor, MonitorClosed, open_monitor
+from mvm.runtime.qemu.snapshots import SNAPSHOTS
 from mvm.runtime.vsock_link import VsockHost
 
 log = logging.getLogger(__name__)
@@ -154,7 +157,8 @@ class QemuRuntime:
 
     async def publish_drives(self, machine: Machine) -> None:
         """Write both images in place. A running guest sees them when it mounts them next."""
-        await asyncio.to_thread(_write_images, machine, Files.of(machine))
+        files = Files.of(machine)
+        await asyncio.to_thread(parts.write_images, machine, config=files.config_image, secrets=files.secrets_image)
 
     # From nothing to running
 
@@ -170,7 +174,7 @@ class QemuRuntime:
 
     def _prepare_boot(self, machine: Machine, files: Files) -> None:
         """A data drive of the size asked for, and no memory of earlier times."""
-        snapshots.discard(files)
+        saved.discard(files)
         if files.data.exists():
             images.grow(files.data, mib=machine.data_mib)
         else:
@@ -185,14 +189,14 @@ class QemuRuntime:
         await self._clear(machine, files)
         made_of = await self._made_of(machine)
         _, wanted = made_of
-        await asyncio.to_thread(snapshots.make_ready, files, snapshot, wanted, uid=machine.uid)
-        snapshots.consume(files)
+        await asyncio.to_thread(SNAPSHOTS.make_ready, files, snapshot, wanted, uid=machine.uid)
+        saved.consume(files)
         lasting = asyncio.create_task(asyncio.to_thread(sparse.sync_directory, files.memory))
         async with AsyncExitStack() as stack:
             try:
                 identity, monitor = await self._launch(machine, files, made_of, stack, incoming=True)
             except BaseException:
-                snapshots.give_back(files)
+                saved.give_back(files)
                 await asyncio.gather(lasting, return_exceptions=True)
                 raise
             try:
@@ -207,13 +211,13 @@ class QemuRuntime:
         return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
 
     async def _load(self, monitor: Monitor, files: Files) -> None:
-        descriptor = os.open(files.memory / snapshots.DEVICES, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(files.memory / saved.DEVICES, os.O_RDONLY | os.O_CLOEXEC)
         try:
             await monitor.load_devices(descriptor)
             await monitor.execute("cont")
         finally:
             os.close(descriptor)
-        snapshots.remove_used(files)
+        saved.remove_used(files)
 
     async def _launch(
         self,
@@ -242,7 +246,7 @@ class QemuRuntime:
             self._attachment(machine).begin()
             bounding = asyncio.create_task(asyncio.to_thread(launching.bound, machine, files, identity))
             try:
-                makeup.remember(files, made_by)
+                parts.remember(files.memory, made_by)
                 monitor = await stack.enter_async_context(self._monitor(machine))
             finally:
                 await asyncio.shield(bounding)
@@ -268,18 +272,18 @@ class QemuRuntime:
         files = Files.of(machine)
         async with self._monitor(machine) as monitor:
             if await monitor.status() != "running":
-                await asyncio.to_thread(snapshots.discard_name, files)
+                await asyncio.to_thread(saved.discard_name, files)
                 await monitor.execute("cont")
 
     async def snapshot(self, machine: Machine, process: ProcessIdentity) -> Snapshot | None:
         """Write the devices beside the memory, flush both, and verify."""
         files = Files.of(machine)
-        made_by = makeup.remembered(files)
+        made_by = parts.remembered(files.memory, who=str(machine.ref))
         try:
             async with self._monitor(machine) as monitor:
                 await monitor.execute("stop")
                 await snapshots.write(files, monitor)
-            return await asyncio.to_thread(snapshots.finish, files, made_by)
+            return await asyncio.to_thread(SNAPSHOTS.finish, files, made_by)
         except OSError as error:
             raise MvmError(
                 f"the snapshot of {machine.ref} cannot be written: {error.strerror or error}",
@@ -289,17 +293,17 @@ class QemuRuntime:
     async def discard_snapshot(self, machine: Machine) -> None:
         files = Files.of(machine)
         if launching.find(files) is None:
-            await asyncio.to_thread(snapshots.discard, files)
+            await asyncio.to_thread(saved.discard, files)
         else:
-            await asyncio.to_thread(snapshots.discard_name, files)
+            await asyncio.to_thread(saved.discard_name, files)
 
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
-        return snapshots.load(Files.of(machine).memory)  # a small file: sooner read than given to a thread
+        return saved.load(Files.of(machine).memory)  # a small file: sooner read than given to a thread
 
     async def compress_snapshot(self, machine: Machine, abandon: Callable[[], bool]) -> int | None:
         files = Files.of(machine)
         self._refuse_running(machine, files)
-        return await asyncio.to_thread(snapshots.compress, files, abandon)
+        return await asyncio.to_thread(SNAPSHOTS.compress, files, abandon)
 
     async def base_key(self, machine: Machine) -> str | None:
         _, wanted = await self._made_of(machine)
@@ -307,15 +311,15 @@ class QemuRuntime:
 
     async def keep_as_base(self, machine: Machine, process: ProcessIdentity, directory: Path) -> None:
         files = Files.of(machine)
-        made_by = makeup.remembered(files)
+        made_by = parts.remembered(files.memory, who=str(machine.ref))
         async with self._monitor(machine) as monitor:
             await monitor.execute("stop")
-            await bases.keep(files, monitor, directory, made_by)
+            await own_bases.keep(files, monitor, directory, made_by)
 
     async def clone(self, machine: Machine, directory: Path) -> Snapshot:
         files = Files.of(machine)
         _, wanted = await self._made_of(machine)
-        return await asyncio.to_thread(bases.copy, directory, files, uid=machine.uid, wanted=wanted)
+        return await asyncio.to_thread(bases.copy, directory, files, SNAPSHOTS, uid=machine.uid, wanted=wanted)
 
     # To an end
 
@@ -336,7 +340,7 @@ class QemuRuntime:
         """Let a paused guest run for its end. False for one that is asleep: running on would spoil its snapshot."""
         async with self._monitor(machine) as monitor:
             status = await monitor.status()
-            if status == "paused" and snapshots.load(files.memory) is None:
+            if status == "paused" and saved.load(files.memory) is None:
                 await monitor.execute("cont")
                 return True
             return status == "running"
@@ -361,7 +365,7 @@ class QemuRuntime:
             log.debug("%s: %s", machine.ref, error.message)
             return False
         await self._end(machine, files)
-        snapshots.give_back(files)
+        saved.give_back(files)
         return True
 
     async def wait(self, process: ProcessIdentity) -> None:
@@ -443,13 +447,6 @@ class QemuRuntime:
             open_monitor(Files.of(machine).monitor, who=str(machine.ref)) as monitor,
         ):
             yield monitor
-
-
-def _write_images(machine: Machine, files: Files) -> None:
-    if CONFIG in drives_of(machine.role):
-        images.write_erofs(machine.config, files.config_image, smallest=images.CONFIG_IMAGE_BYTES)
-    if SECRETS in drives_of(machine.role):
-        images.write_erofs(machine.secrets, files.secrets_image, smallest=images.SECRETS_IMAGE_BYTES)
 
 
 def _identity(process: ProcessIdentity) -> Identity:
