@@ -8,12 +8,14 @@ import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from mvm.drives import images
-from mvm.drives.table import CONFIG, SECRETS, Drive, drives_of
+from mvm.drives.table import CONFIG, DATA, ROOTFS, SECRETS, Drive, drives_of
 from mvm.image.base import FILES, Manifest
+from mvm.image.base import ROOTFS as ROOT_IMAGE
 from mvm.model.errors import MvmError, Unavailable
-from mvm.runtime.base import Machine
+from mvm.runtime.base import GuestLayout, Machine
 
 MADE_BY = "made_by.json"
 """What a machine was started with, beside its memory: its pool may be changed while it runs."""
@@ -57,6 +59,52 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def guest_layout(machine: Machine, *, host_address: str, relayed: bool = False) -> GuestLayout:
+    """Every guest has a machine of its own: the same paths and ports everywhere."""
+    return GuestLayout(
+        run="/run",
+        data=DATA.mount_point,
+        secrets=SECRETS.mount_point,
+        config=CONFIG.mount_point,
+        plugin_dir="/opt/mvm/openclaw-plugin",
+        discord_plugin_dir="/opt/openclaw/node_modules/@openclaw/discord" if machine.role.runs_openclaw else None,
+        host_address=host_address,
+        relayed=relayed,
+    )
+
+
+class DriveFiles(Protocol):
+    """Where the images of an instance's own drives are."""
+
+    @property
+    def data(self) -> Path: ...
+
+    @property
+    def secrets_image(self) -> Path: ...
+
+    @property
+    def config_image(self) -> Path: ...
+
+
+def drive_images(machine: Machine, files: DriveFiles) -> dict[Drive, Path]:
+    """The image of each drive, in the order in which they are attached."""
+    paths = {
+        ROOTFS: image_of(machine) / ROOT_IMAGE,
+        DATA: files.data,
+        SECRETS: files.secrets_image,
+        CONFIG: files.config_image,
+    }
+    return {drive: paths[drive] for drive in drives_of(machine.role)}
+
+
+def prepare_data(image: Path, *, mib: int) -> None:
+    """Have a data drive of at least the size asked for."""
+    if image.exists():
+        images.grow(image, mib=mib)
+    else:
+        images.make_ext4(image, mib=mib)
+
+
 def sizes(images_of_drives: Mapping[Drive, Path]) -> str:
     """The sizes of the drives that are rebuilt, also before their images were made: a guest knows them."""
     rebuilt = [drive for drive in images_of_drives if drive in SMALLEST]
@@ -70,9 +118,10 @@ def _size(path: Path, smallest: int) -> int:
         return smallest
 
 
-def write_images(machine: Machine, *, config: Path, secrets: Path) -> None:
+def write_images(machine: Machine, files: DriveFiles) -> None:
     """Write the images of what is rebuilt at each start and wake, in place: a running guest reads them next."""
-    for drive, content, image in ((CONFIG, machine.config, config), (SECRETS, machine.secrets, secrets)):
+    rebuilt = ((CONFIG, machine.config, files.config_image), (SECRETS, machine.secrets, files.secrets_image))
+    for drive, content, image in rebuilt:
         if drive in drives_of(machine.role):
             images.write_erofs(content, image, smallest=SMALLEST[drive])
 

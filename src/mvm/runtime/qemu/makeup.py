@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from mvm.drives.table import CONFIG, DATA, ROOTFS, SECRETS, Drive, drives_of
+from mvm.drives.table import drives_of
 from mvm.image.base import INITRD, KERNEL
-from mvm.image.base import ROOTFS as ROOT_IMAGE
 from mvm.runtime import makeup
 from mvm.runtime.base import ChannelKind, Machine
 from mvm.runtime.qemu.accelerator import Found
@@ -39,17 +37,6 @@ def hardware(
     )
 
 
-def drive_images(machine: Machine, files: Files) -> dict[Drive, Path]:
-    """The image of each drive, in the order in which they are attached."""
-    paths = {
-        ROOTFS: makeup.image_of(machine) / ROOT_IMAGE,
-        DATA: files.data,
-        SECRETS: files.secrets_image,
-        CONFIG: files.config_image,
-    }
-    return {drive: paths[drive] for drive in drives_of(machine.role)}
-
-
 def made_by(machine: Machine, files: Files, made_of: Hardware, found: Found) -> dict[str, str]:
     """Everything that a snapshot of this machine must have in common with who restores it."""
     return {
@@ -61,5 +48,5 @@ def made_by(machine: Machine, files: Files, made_of: Hardware, found: Found) -> 
         "mem_mib": str(made_of.mem_mib),
         "processor": makeup.processor(),
         "kernel": os.uname().release,
-        "drives": makeup.sizes(drive_images(machine, files)),
+        "drives": makeup.sizes(makeup.drive_images(machine, files)),
     }

@@ -17,7 +17,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from mvm.drives import images
-from mvm.drives.table import CONFIG, DATA, SECRETS
 from mvm.guest import processes
 from mvm.guest.processes import Identity
 from mvm.model.addresses import loopback_address, networked_address
@@ -144,21 +143,12 @@ class QemuRuntime:
 
     async def layout(self, machine: Machine) -> GuestLayout:
         """Every guest has a machine of its own: the same paths and ports everywhere."""
-        return GuestLayout(
-            run="/run",
-            data=DATA.mount_point,
-            secrets=SECRETS.mount_point,
-            config=CONFIG.mount_point,
-            plugin_dir="/opt/mvm/openclaw-plugin",
-            discord_plugin_dir="/opt/openclaw/node_modules/@openclaw/discord" if machine.role.runs_openclaw else None,
-            host_address=USER_NETWORK_HOST if self._user_network else machine.gateway_ip,
-            relayed=self._user_network,
-        )
+        host = USER_NETWORK_HOST if self._user_network else machine.gateway_ip
+        return parts.guest_layout(machine, host_address=host, relayed=self._user_network)
 
     async def publish_drives(self, machine: Machine) -> None:
         """Write both images in place. A running guest sees them when it mounts them next."""
-        files = Files.of(machine)
-        await asyncio.to_thread(parts.write_images, machine, config=files.config_image, secrets=files.secrets_image)
+        await asyncio.to_thread(parts.write_images, machine, Files.of(machine))
 
     # From nothing to running
 
@@ -175,10 +165,7 @@ class QemuRuntime:
     def _prepare_boot(self, machine: Machine, files: Files) -> None:
         """A data drive of the size asked for, and no memory of earlier times."""
         saved.discard(files)
-        if files.data.exists():
-            images.grow(files.data, mib=machine.data_mib)
-        else:
-            images.make_ext4(files.data, mib=machine.data_mib)
+        parts.prepare_data(files.data, mib=machine.data_mib)
         os.close(files.make_ram(mib=machine.mem_mib, uid=machine.uid))
 
     async def restore(self, machine: Machine, snapshot: Snapshot | None) -> ProcessIdentity:
@@ -241,7 +228,7 @@ class QemuRuntime:
             os.close(ram)
             raise
         try:
-            with launching.opened(hardware, files, makeup.drive_images(machine, files), ram, tap) as descriptors:
+            with launching.opened(hardware, files, parts.drive_images(machine, files), ram, tap) as descriptors:
                 identity = launching.launch(qemu, machine, files, hardware, descriptors, incoming=incoming)
             self._attachment(machine).begin()
             bounding = asyncio.create_task(asyncio.to_thread(launching.bound, machine, files, identity))
