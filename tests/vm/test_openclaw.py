@@ -1,14 +1,43 @@
-"""The real OpenClaw in virtual machines."""
+"""The real OpenClaw in virtual machines, of the sizes of the example manifest."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
-from tests.vm.machines import ALICE, openclaw_machines
+import pytest_asyncio
+from tests.vm.machines import ALICE, Machines, openclaw_machines
+from tests.vm.memory import memory, never_restarted, openclaw_of
 from tests.vm.path import the_whole_path
 
-pytestmark = [pytest.mark.vm, pytest.mark.openclaw, pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.openclaw,
+    pytest.mark.slow,
+    pytest.mark.timeout(3000),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+MESSAGES = 60
 
 
-async def test_it_is_woken_from_memory_by_a_message(private_network: None) -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def machines(private_network: None) -> AsyncIterator[Machines]:
     async with openclaw_machines({"alice": ALICE}) as machines:
-        await the_whole_path(machines)
+        yield machines
+
+
+async def test_it_is_woken_from_memory_by_a_message(machines: Machines) -> None:
+    await the_whole_path(machines)
+
+
+async def test_a_worker_of_2048_mib_survives_a_long_conversation(machines: Machines) -> None:
+    worker = await machines.worker()
+    before = await openclaw_of(machines, worker)
+    print(f"\nbefore: {await memory(machines, worker)}")
+    for number in range(MESSAGES):
+        words = f"message {number}: " + "all work and no play " * 50
+        assert await machines.say(ALICE, words) == [f"You said: {words}".strip()]
+        if number % 20 == 19:
+            print(f"{number + 1} messages: {await memory(machines, worker)}")
+    await never_restarted(machines, worker, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -167,6 +168,8 @@ class Programs:
     node: str
     openclaw: str
     """Directory of the npm package `openclaw`."""
+    plugin: str = "/opt/mvm/openclaw-plugin"
+    """Directory of mvm's plugin for it."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Programs:
@@ -176,6 +179,7 @@ class Programs:
             zipapp=environment.get("MVM_GUEST_ZIPAPP") or "/opt/mvm/guest.pyz",
             node=environment.get("MVM_NODE") or shutil.which("node") or "/usr/bin/node",
             openclaw=environment.get("MVM_OPENCLAW_DIR") or "/opt/openclaw/node_modules/openclaw",
+            plugin=environment.get("MVM_PLUGIN_DIR") or cls.plugin,
         )
 
     def guest(self, *arguments: str) -> tuple[str, ...]:
@@ -215,7 +219,7 @@ def launch(
         argv = programs.guest(*service.arguments)
         directory = str(paths.root)
     else:
-        variables.update(openclaw_environment(paths, mem_mib))
+        variables.update(openclaw_environment(paths, programs.plugin, mem_mib))
         argv = (programs.node, str(Path(programs.openclaw) / "openclaw.mjs"), *service.arguments)
         directory = real(paths.home)
     if paths.owns_machine and service.confinement.user is not users.OPENCLAW:
@@ -255,8 +259,9 @@ def heap_mib(mem_mib: int | None) -> int:
     return max(LEAST_HEAP_MIB, mem_mib // 4)
 
 
-def openclaw_environment(paths: GuestPaths, mem_mib: int | None = None) -> dict[str, str]:
+def openclaw_environment(paths: GuestPaths, plugin: str, mem_mib: int | None = None) -> dict[str, str]:
     """What OpenClaw is told without secrets (facts/OPENCLAW.md, section 1)."""
+    patience = json.dumps(str(Path(plugin) / "patience.cjs"))  # quoted as Node reads it
     return {
         "OPENCLAW_STATE_DIR": real(paths.openclaw_state),
         "OPENCLAW_CONFIG_PATH": real(paths.openclaw_config),
@@ -268,7 +273,7 @@ def openclaw_environment(paths: GuestPaths, mem_mib: int | None = None) -> dict[
         "OPENCLAW_TELEGRAM_SPOOLED_HANDLER_TIMEOUT_MS": str(24 * 3600 * 1000),
         # Together these save a sixth of the resident memory and cost no start time.
         "MALLOC_ARENA_MAX": "2",
-        "NODE_OPTIONS": f"--max-old-space-size={heap_mib(mem_mib)} --max-semi-space-size=8",
+        "NODE_OPTIONS": f"--max-old-space-size={heap_mib(mem_mib)} --max-semi-space-size=8 --require {patience}",
     }
 
 

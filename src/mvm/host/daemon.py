@@ -21,7 +21,7 @@ from mvm.host.locations import Locations
 from mvm.host.networks import what_is_missing
 from mvm.host.programs import host_programs
 from mvm.network.taps import open_tap
-from mvm.runtime.base import Machine, Runtime
+from mvm.runtime.base import ChannelKind, Machine, Runtime
 from mvm.runtime.process import ProcessRuntime
 from mvm.runtime.qemu import QemuRuntime
 from mvm.security.tokens import random_token
@@ -42,7 +42,12 @@ async def serve(locations: Locations) -> None:
     configure(style, level=level, file=_own_log(locations))
     programs = await asyncio.to_thread(host_programs, locations)
     missing = await what_is_missing()
-    qemu = QemuRuntime(run_dir=locations.run_dir, open_tap=_open_tap, user_network=missing is not None)
+    qemu = QemuRuntime(
+        run_dir=locations.run_dir,
+        open_tap=_open_tap,
+        user_network=missing is not None,
+        channel=ChannelKind(locations.qemu_channel),
+    )
     if missing is not None:
         log.info("machines would get no network of their tenant", reason=missing, see="docs/network.md")
     runtimes: dict[str, Runtime] = {"qemu": qemu, "process": ProcessRuntime(programs)}

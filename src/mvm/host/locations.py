@@ -25,6 +25,7 @@ SYSTEM_SOCKET = SYSTEM_RUN_DIR / "agent.sock"
 """Socket of the host's own agent: tried first by everybody who did not choose directories of their own."""
 
 RUNTIMES = ("auto", "firecracker", "qemu", "process")
+QEMU_CHANNELS = ("virtio-serial", "vsock")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 MAX_RUN_DIR_BYTES = 63
@@ -38,6 +39,7 @@ _ENVIRONMENT = {
     "production": "MVM_PRODUCTION",
     "log_level": "MVM_LOG",
     "metrics_port": "MVM_METRICS_PORT",
+    "qemu_channel": "MVM_QEMU_CHANNEL",
     "autostart": "MVM_NO_AUTOSTART",
 }
 SETTINGS = tuple(_ENVIRONMENT)
@@ -81,6 +83,8 @@ class Locations:
     """False when nobody may start an agent in the background (`MVM_NO_AUTOSTART=1`)."""
     metrics_port: int | None = None
     """Loopback port where the agent shows its metrics and its health; 0 is any free one, None is nowhere."""
+    qemu_channel: str = QEMU_CHANNELS[0]
+    """What carries the control channel of QEMU's machines."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Setting -> where its value came from, in words that `mvm doctor` prints."""
 
@@ -174,6 +178,8 @@ def resolve(
     runtime, log_level = str(pick("runtime", "auto")), str(pick("log_level", "info"))
     _check("runtime", runtime, origins["runtime"])
     _check("log_level", log_level, origins["log_level"])
+    qemu_channel = str(pick("qemu_channel", QEMU_CHANNELS[0]))
+    _check("qemu_channel", qemu_channel, origins["qemu_channel"])
     metrics_port = pick("metrics_port", OFF)
     secrets_dir, in_memory = _secrets_dir(run_dir, state_dir, uid, memory_mounts)
     return Locations(
@@ -187,6 +193,7 @@ def resolve(
         log_level=log_level,
         autostart=bool(pick("autostart", True)),
         metrics_port=_port(metrics_port, origins["metrics_port"]),
+        qemu_channel=qemu_channel,
         origins=origins,
     )
 
@@ -243,7 +250,7 @@ def _line_of(text: str, key: str) -> int:
 
 
 def _check(name: str, value: str, where: str) -> None:
-    valid = {"runtime": RUNTIMES, "log_level": LOG_LEVELS}.get(name)
+    valid = {"runtime": RUNTIMES, "log_level": LOG_LEVELS, "qemu_channel": QEMU_CHANNELS}.get(name)
     if valid and value not in valid:
         raise InvalidInput(f"{name} {value[:80]!r} is unknown ({where})", hint=f"it is one of: {', '.join(valid)}")
 

@@ -7,6 +7,7 @@ routing is mvm's own table (ADR 1), and adding or removing a person leaves this 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -188,6 +189,7 @@ def choose_model(model: str | None, secret_keys: Collection[str]) -> tuple[str, 
 
 def environment(place: Place, *, heap_mib: int = 512) -> dict[str, str]:
     """What OpenClaw's process gets in its environment besides the secrets (those come from `/run/openclaw/env`)."""
+    patience = json.dumps(str(PurePosixPath(place.plugin_dir) / "patience.cjs"))  # quoted as Node reads it
     return {
         "HOME": place.home,
         "OPENCLAW_STATE_DIR": place.state_dir,
@@ -202,7 +204,7 @@ def environment(place: Place, *, heap_mib: int = 512) -> dict[str, str]:
         "OPENCLAW_TELEGRAM_SPOOLED_HANDLER_TIMEOUT_MS": str(24 * 3600 * 1000),
         # Together these save a sixth of the resident memory (facts, section 1) and cost no start time.
         "MALLOC_ARENA_MAX": "2",
-        "NODE_OPTIONS": f"--max-old-space-size={heap_mib} --max-semi-space-size=8",
+        "NODE_OPTIONS": f"--max-old-space-size={heap_mib} --max-semi-space-size=8 --require {patience}",
     }
 
 

@@ -14,12 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mvm.model.errors import TimedOut, Unavailable
+from mvm.model.ids import InstanceId
 from mvm.runtime.base import Connection, Handler
 from mvm.runtime.link import CONNECT_SECONDS, PortServer
 
 log = logging.getLogger(__name__)
 
 DEVICE = Path("/dev/vhost-vsock")
+FIRST_CID, LAST_CID = 3, 0xFFFF_FFFE
+"""Those below and above have a meaning of their own (vsock(7))."""
+
+
+def cid_of(instance: InstanceId) -> int:
+    """The context number of an instance: made of its id, so that nobody has to keep account of them."""
+    return FIRST_CID + int(instance.removeprefix("i-"), 16) % (LAST_CID - FIRST_CID + 1)
 
 
 def usable() -> bool:
@@ -114,6 +122,9 @@ class VsockLink:
             raise Unavailable(
                 f"guest port {port} of {self._name} cannot be reached: {error.strerror or error}"
             ) from error
+
+    async def ready(self, *, timeout: float = CONNECT_SECONDS) -> None:
+        """The kernel is the other end: there is nothing to wait for."""
 
     async def listen(self, port: int, handler: Handler) -> asyncio.AbstractServer:
         """Have a handler serve what the guest connects to at a host port; the former one does no more."""

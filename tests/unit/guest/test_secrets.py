@@ -118,7 +118,7 @@ def test_openclaw_gets_the_environment_that_its_configuration_is_rendered_for(pa
         control_socket="/c",
         log_file="/l",
     )
-    assert {"HOME": str(paths.home), **openclaw_environment(paths)} == render.environment(place)
+    assert {"HOME": str(paths.home), **openclaw_environment(paths, place.plugin_dir)} == render.environment(place)
 
 
 def test_a_key_that_openclaw_reads_by_reference_is_not_in_its_environment(paths: GuestPaths) -> None:

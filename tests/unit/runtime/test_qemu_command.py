@@ -10,6 +10,7 @@ import pytest
 
 from mvm.drives.table import drives_of
 from mvm.model.roles import Role
+from mvm.runtime.base import ChannelKind
 from mvm.runtime.qemu.accelerator import Accelerator
 from mvm.runtime.qemu.command import Descriptors, Hardware, command, kernel_line, layout
 
@@ -25,7 +26,7 @@ HARDWARE = Hardware(
 )
 FILES = Descriptors(
     monitor=10,
-    mux=11,
+    channel=11,
     console=12,
     ram=13,
     kernel=14,
@@ -118,3 +119,14 @@ def test_another_make_has_another_layout(other: Hardware) -> None:
 
 def test_the_image_is_no_part_of_the_layout() -> None:
     assert layout(replace(HARDWARE, kernel=Path("/other/vmlinux"), parameters="")) == layout(HARDWARE)
+
+
+def test_a_channel_by_vsock_is_the_kernels_device_and_nothing_beside_it() -> None:
+    hardware = replace(HARDWARE, channel=ChannelKind.VSOCK)
+    arguments = command(
+        "/usr/bin/qemu", hardware, FILES, name="i-1", mac="02:fc:00:01:00:03", sandbox=True, incoming=False, cid=77
+    )
+    devices = following(arguments, "-device")
+    assert "vhost-vsock-device,guest-cid=77,vhostfd=11" in devices
+    assert not [device for device in devices if "serial" in device.partition(",")[0]], "the guest would prefer it"
+    assert layout(hardware) != layout(HARDWARE)

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 from mvm.model.errors import TimedOut, Unavailable
-from mvm.runtime.vsock_link import VsockHost
+from mvm.model.ids import instance_id
+from mvm.runtime.base import ChannelKind
+from mvm.runtime.qemu import QemuRuntime
+from mvm.runtime.vsock_link import FIRST_CID, LAST_CID, VsockHost, cid_of, usable
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -116,3 +119,23 @@ async def test_a_host_port_that_is_taken_is_said_so(kernel: Kernel, host: VsockH
     Path(kernel.path(53)).touch()
     with pytest.raises(Unavailable, match="host port 53 of vsock is not to be had"):
         await host.link(3, name="alice").listen(53, saying(b""))
+
+
+@pytest.mark.parametrize("instance", ["i-00000000", "i-00000002", "i-ffffffff", "i-80000000"])
+def test_every_instance_has_a_number_that_means_nothing_else(instance: str) -> None:
+    assert FIRST_CID <= cid_of(instance_id(instance)) <= LAST_CID
+
+
+def test_neighbours_have_different_numbers() -> None:
+    numbers = {cid_of(instance_id(f"i-{number:08x}")) for number in (*range(1000), *range(0xFFFF_FF00, 0xFFFF_FFFB))}
+    assert len(numbers) == 1000 + 0xFB
+
+
+async def test_a_host_that_has_no_vsock_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvm.runtime.vsock_link.DEVICE", Path("/nonexistent"))
+    assert not usable()
+    runtime = QemuRuntime(channel=ChannelKind.VSOCK)
+    probe = await runtime.probe()
+    await runtime.close()
+    assert not probe.usable
+    assert "modprobe vhost_vsock" in (probe.remedy or "")

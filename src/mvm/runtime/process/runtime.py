@@ -297,6 +297,7 @@ class ProcessRuntime:
             "MVM_CHANNEL_DIR": str(directories.channel),
             "MVM_NODE": str(self._programs.node),
             "MVM_OPENCLAW_DIR": str(self._programs.openclaw_dir),
+            "MVM_PLUGIN_DIR": str(self._programs.plugin_dir),
             "MVM_PYTHON": str(self._programs.python),
             "MVM_GUEST_ZIPAPP": str(self._programs.zipapp),
         }

@@ -10,6 +10,7 @@ from mvm.runtime.base import Connection, Handler
 from mvm.runtime.link import Link
 from mvm.runtime.qemu import console
 from mvm.runtime.qemu.files import Files
+from mvm.runtime.vsock_link import VsockLink
 
 GREETING_SECONDS = 600.0
 """How long a guest that boots is waited for by itself; later, whoever connects waits for it."""
@@ -18,10 +19,11 @@ GREETING_SECONDS = 600.0
 class Attachment:
     """One per instance, over all its processes: who listens on a host port goes on doing so after a restart."""
 
-    def __init__(self, files: Files, *, who: str) -> None:
+    def __init__(self, files: Files, *, who: str, link: VsockLink | None = None) -> None:
+        """`link` is the channel where it is not the socket of the machine's QEMU."""
         self._files = files
         self._who = who
-        self._link = Link(files.mux, name=who)
+        self._link: Link | VsockLink = link or Link(files.mux, name=who)
         self.turn_at_monitor = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -41,7 +43,7 @@ class Attachment:
 
     async def connect(self, port: int, *, seconds: float) -> Connection:
         """Connect to a guest port. Raises `Unavailable`, saying which port and what the console said last."""
-        if not self._files.mux.exists():
+        if not self._files.monitor.exists():
             raise Unavailable(f"nobody listens on guest port {port} of {self._who}: it does not run")
         self.begin()
         try:
@@ -56,7 +58,7 @@ class Attachment:
     async def listen(self, port: int, handler: Handler) -> asyncio.AbstractServer:
         """Serve what the guest connects to, now and after each start."""
         server = await self._link.listen(port, handler)
-        if self._files.mux.exists():
+        if self._files.monitor.exists():
             self.begin()  # of an earlier agent: its guest may have something to say
         return server
 

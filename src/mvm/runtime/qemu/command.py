@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from mvm.drives.table import DATA, Drive, Mode
+from mvm.runtime.base import ChannelKind
 from mvm.runtime.qemu.accelerator import Accelerator
 
 LAYOUT = 1
@@ -46,7 +47,8 @@ class Descriptors:
     """Open files by number, as the new process inherits them."""
 
     monitor: int
-    mux: int
+    channel: int
+    """The socket that carries the multiplexed channel; with vsock the kernel's device for it."""
     console: int
     ram: int
     kernel: int
@@ -59,7 +61,7 @@ class Descriptors:
         """Every number."""
         found = [
             self.monitor,
-            self.mux,
+            self.channel,
             self.console,
             self.ram,
             self.kernel,
@@ -94,6 +96,7 @@ class Hardware:
     """What the image wants on the kernel's command line."""
     tsc_khz: int | None = None
     network: Network = Network.HOST
+    channel: ChannelKind = ChannelKind.VIRTIO_SERIAL
 
 
 def cpu_model(accelerator: Accelerator) -> str:
@@ -117,13 +120,23 @@ def layout(hardware: Hardware) -> str:
     parts = [LAYOUT, MACHINE, cpu_model(hardware.accelerator), hardware.vcpus, hardware.mem_mib, drives, NO_OFFLOADS]
     if hardware.network is not Network.HOST:  # its state is in the snapshot too
         parts.append(Network.USER)
+    if hardware.channel is not ChannelKind.VIRTIO_SERIAL:
+        parts.append(hardware.channel)
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def command(
-    binary: str, hardware: Hardware, files: Descriptors, *, name: str, mac: str, sandbox: bool, incoming: bool
+    binary: str,
+    hardware: Hardware,
+    files: Descriptors,
+    *,
+    name: str,
+    mac: str,
+    sandbox: bool,
+    incoming: bool,
+    cid: int | None = None,
 ) -> list[str]:
-    """The arguments of a QEMU that boots, or with `incoming` waits for a snapshot."""
+    """The arguments of a QEMU that boots, or with `incoming` waits for a snapshot. `cid` is for a channel by vsock."""
     accelerator = hardware.accelerator
     tcg = "" if accelerator.is_hardware else f",thread=multi,tb-size={TCG_CODE_MIB}"
     # fmt: off
@@ -142,9 +155,7 @@ def command(
     for number, drive in enumerate(hardware.drives, 1):
         arguments += _drive(drive, number, files.drives[drive.serial])
     arguments += [
-        "-device", "virtio-serial-device,max_ports=2",
-        "-chardev", f"socket,id=mux,fd={files.mux},server=on,wait=off",
-        "-device", f"virtserialport,chardev=mux,nr=1,name={CHANNEL_PORT}",
+        *_channel(hardware, files, cid),
         "-device", "virtio-rng-device",
         "-netdev", _network(hardware, files),
         "-device", f"virtio-net-device,netdev=net,mac={mac},{NO_OFFLOADS}",
@@ -156,6 +167,16 @@ def command(
     if incoming:
         arguments += ["-incoming", "defer"]
     return arguments
+
+
+def _channel(hardware: Hardware, files: Descriptors, cid: int | None) -> list[str]:
+    if hardware.channel is ChannelKind.VSOCK:
+        return ["-device", f"vhost-vsock-device,guest-cid={cid},vhostfd={files.channel}"]
+    return [
+        *("-device", "virtio-serial-device,max_ports=2"),
+        *("-chardev", f"socket,id=mux,fd={files.channel},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev=mux,nr=1,name={CHANNEL_PORT}"),
+    ]
 
 
 def _network(hardware: Hardware, files: Descriptors) -> str:

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from mvm.model.errors import InvalidInput, MvmError
 from mvm.runtime.base import Machine
-
-MAX_SOCKET_BYTES = 107
-"""Longest path of a Unix socket: 108 bytes with the terminating NUL."""
+from mvm.runtime.short_paths import MAX_SOCKET_BYTES
 
 
 @dataclass(frozen=True)

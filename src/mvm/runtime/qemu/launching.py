@@ -5,12 +5,10 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import resource
 import shutil
 import socket
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +16,8 @@ from mvm.drives.table import Drive, Mode
 from mvm.guest import processes
 from mvm.guest.processes import Identity, Process
 from mvm.model.errors import Conflict, MvmError, Unavailable
-from mvm.runtime import bounds, spawning
-from mvm.runtime.base import Machine
+from mvm.runtime import bounds, spawning, vsock_link
+from mvm.runtime.base import ChannelKind, Machine
 from mvm.runtime.qemu.command import TCG_CODE_MIB, Descriptors, Hardware, command
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.records import Record
@@ -31,8 +29,6 @@ MARKER = "MVM_MACHINE"
 OVERHEAD_MIB = 192
 """Of QEMU itself; measured: 60 MiB beside guest memory and translated code."""
 MAX_OPEN_FILES = 256
-OOM_SCORE = 300
-"""Rather than the agent, which would lose sight of everybody, one instance ends when the host is out of memory."""
 KILL_SECONDS = 10.0
 
 
@@ -64,7 +60,7 @@ def opened(
         files.check_lengths()
         yield Descriptors(
             monitor=_listening(stack, files.monitor),
-            mux=_listening(stack, files.mux),
+            channel=_channel(stack, hardware, files),
             console=_listening(stack, files.console),
             ram=ram,
             kernel=_open(stack, hardware.kernel, os.O_RDONLY, "kernel"),
@@ -82,6 +78,12 @@ def _listening(stack: ExitStack, path: Path) -> int:
     path.chmod(0o600)
     listener.listen(8)
     return listener.fileno()
+
+
+def _channel(stack: ExitStack, hardware: Hardware, files: Files) -> int:
+    if hardware.channel is ChannelKind.VSOCK:
+        return _open(stack, vsock_link.DEVICE, os.O_RDWR, "kernel's device for vsock")
+    return _listening(stack, files.mux)
 
 
 def _open_drive(stack: ExitStack, path: Path, drive: Drive) -> tuple[int, ...]:
@@ -137,6 +139,7 @@ def launch(
         mac=machine.mac,
         sandbox=qemu.sandbox,
         incoming=incoming,
+        cid=vsock_link.cid_of(machine.ref.instance_id) if hardware.channel is ChannelKind.VSOCK else None,
     )
     identity = spawning.spawn(
         [*_as_user(machine.uid), *arguments],
@@ -145,7 +148,7 @@ def launch(
         output=files.output,
         held=descriptors.all(),
     )
-    _limit(identity.pid)
+    spawning.limit(identity.pid, open_files=MAX_OPEN_FILES)
     Record(identity=identity).write(files.record)
     return identity
 
@@ -173,16 +176,6 @@ def _as_user(uid: int | None) -> list[str]:
     if path is None:
         raise Unavailable("setpriv is not installed", hint="install it (Debian: util-linux)")
     return [path, "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "--no-new-privs", "--inh-caps=-all", "--"]
-
-
-def _limit(pid: int) -> None:
-    if sys.platform != "linux":
-        return
-    with suppress(OSError, ValueError):
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
-    with suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
 
 
 def find(files: Files) -> Identity | None:

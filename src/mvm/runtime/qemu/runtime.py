@@ -17,14 +17,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from mvm.drives import images
-from mvm.drives.table import CONFIG, DATA, SECRETS, drives_of
 from mvm.guest import processes
 from mvm.guest.processes import Identity
 from mvm.model.addresses import loopback_address, networked_address
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import Conflict, MvmError, SnapshotRejected, Unavailable
 from mvm.model.ids import InstanceId
-from mvm.runtime import sparse, spawning
+from mvm.runtime import bases, saved, shutdown, sparse, spawning, vsock_link
+from mvm.runtime import makeup as parts
 from mvm.runtime.base import (
     Capabilities,
     ChannelKind,
@@ -35,13 +35,16 @@ from mvm.runtime.base import (
     Probe,
     Snapshot,
 )
-from mvm.runtime.qemu import accelerator, bases, launching, makeup, shutdown, snapshots
+from mvm.runtime.qemu import accelerator, launching, makeup, snapshots
+from mvm.runtime.qemu import bases as own_bases
 from mvm.runtime.qemu.accelerator import Found
 from mvm.runtime.qemu.attachment import Attachment
 from mvm.runtime.qemu.command import Hardware, Network
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.qemu.launching import Qemu
 from mvm.runtime.qemu.monitor import Monitor, MonitorClosed, open_monitor
+from mvm.runtime.qemu.snapshots import SNAPSHOTS
+from mvm.runtime.vsock_link import VsockHost
 
 log = logging.getLogger(__name__)
 
@@ -68,17 +71,25 @@ class QemuRuntime:
     name = "qemu"
 
     def __init__(
-        self, *, run_dir: Path | None = None, open_tap: OpenTap = no_network, user_network: bool = False
+        self,
+        *,
+        run_dir: Path | None = None,
+        open_tap: OpenTap = no_network,
+        user_network: bool = False,
+        channel: ChannelKind = ChannelKind.VIRTIO_SERIAL,
     ) -> None:
         """`run_dir` is where it keeps what it found out about this host; `open_tap` opens a machine's network device
         (an open file that QEMU may read and write; closed by this runtime). With `user_network`, for hosts that let
-        nobody make one, machines get a network that their own QEMU makes up, and reach each other by the relay."""
+        nobody make one, machines get a network that their own QEMU makes up, and reach each other by the relay.
+        `channel` is what carries the control channel: a virtio serial port, or vsock where the host has vhost-vsock."""
         self._run_dir = run_dir
         self._open_tap = no_network if user_network else open_tap
         self._user_network = user_network
         self._found: Found | None = None
         self._finding = asyncio.Lock()
         self._attachments: dict[InstanceId, Attachment] = {}
+        self._channel = channel
+        self._vsock = VsockHost() if channel is ChannelKind.VSOCK else None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -89,7 +100,7 @@ class QemuRuntime:
             memory_snapshot=True,
             clone=True,
             hot_drive_change=True,
-            channel=ChannelKind.VIRTIO_SERIAL,
+            channel=self._channel,
             images=True,
             networks=not self._user_network,
             relayed=self._user_network,
@@ -100,6 +111,12 @@ class QemuRuntime:
 
     async def probe(self) -> Probe:
         """Whether virtual machines run here, and with what."""
+        if self._vsock is not None and not vsock_link.usable():
+            return Probe(
+                usable=False,
+                reason=f"the channel shall be vsock, and {vsock_link.DEVICE} is not there or not ours to use",
+                remedy="`modprobe vhost_vsock`, or leave qemu_channel out: a virtio serial port works everywhere",
+            )
         try:
             processes.require_linux()
             found = await self._host()
@@ -126,20 +143,12 @@ class QemuRuntime:
 
     async def layout(self, machine: Machine) -> GuestLayout:
         """Every guest has a machine of its own: the same paths and ports everywhere."""
-        return GuestLayout(
-            run="/run",
-            data=DATA.mount_point,
-            secrets=SECRETS.mount_point,
-            config=CONFIG.mount_point,
-            plugin_dir="/opt/mvm/openclaw-plugin",
-            discord_plugin_dir="/opt/openclaw/node_modules/@openclaw/discord" if machine.role.runs_openclaw else None,
-            host_address=USER_NETWORK_HOST if self._user_network else machine.gateway_ip,
-            relayed=self._user_network,
-        )
+        host = USER_NETWORK_HOST if self._user_network else machine.gateway_ip
+        return parts.guest_layout(machine, host_address=host, relayed=self._user_network)
 
     async def publish_drives(self, machine: Machine) -> None:
         """Write both images in place. A running guest sees them when it mounts them next."""
-        await asyncio.to_thread(_write_images, machine, Files.of(machine))
+        await asyncio.to_thread(parts.write_images, machine, Files.of(machine))
 
     # From nothing to running
 
@@ -155,11 +164,8 @@ class QemuRuntime:
 
     def _prepare_boot(self, machine: Machine, files: Files) -> None:
         """A data drive of the size asked for, and no memory of earlier times."""
-        snapshots.discard(files)
-        if files.data.exists():
-            images.grow(files.data, mib=machine.data_mib)
-        else:
-            images.make_ext4(files.data, mib=machine.data_mib)
+        saved.discard(files)
+        parts.prepare_data(files.data, mib=machine.data_mib)
         os.close(files.make_ram(mib=machine.mem_mib, uid=machine.uid))
 
     async def restore(self, machine: Machine, snapshot: Snapshot | None) -> ProcessIdentity:
@@ -170,14 +176,14 @@ class QemuRuntime:
         await self._clear(machine, files)
         made_of = await self._made_of(machine)
         _, wanted = made_of
-        await asyncio.to_thread(snapshots.make_ready, files, snapshot, wanted, uid=machine.uid)
-        snapshots.consume(files)
+        await asyncio.to_thread(SNAPSHOTS.make_ready, files, snapshot, wanted, uid=machine.uid)
+        saved.consume(files)
         lasting = asyncio.create_task(asyncio.to_thread(sparse.sync_directory, files.memory))
         async with AsyncExitStack() as stack:
             try:
                 identity, monitor = await self._launch(machine, files, made_of, stack, incoming=True)
             except BaseException:
-                snapshots.give_back(files)
+                saved.give_back(files)
                 await asyncio.gather(lasting, return_exceptions=True)
                 raise
             try:
@@ -192,13 +198,13 @@ class QemuRuntime:
         return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
 
     async def _load(self, monitor: Monitor, files: Files) -> None:
-        descriptor = os.open(files.memory / snapshots.DEVICES, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(files.memory / saved.DEVICES, os.O_RDONLY | os.O_CLOEXEC)
         try:
             await monitor.load_devices(descriptor)
             await monitor.execute("cont")
         finally:
             os.close(descriptor)
-        snapshots.remove_used(files)
+        saved.remove_used(files)
 
     async def _launch(
         self,
@@ -222,12 +228,12 @@ class QemuRuntime:
             os.close(ram)
             raise
         try:
-            with launching.opened(hardware, files, makeup.drive_images(machine, files), ram, tap) as descriptors:
+            with launching.opened(hardware, files, parts.drive_images(machine, files), ram, tap) as descriptors:
                 identity = launching.launch(qemu, machine, files, hardware, descriptors, incoming=incoming)
             self._attachment(machine).begin()
             bounding = asyncio.create_task(asyncio.to_thread(launching.bound, machine, files, identity))
             try:
-                makeup.remember(files, made_by)
+                parts.remember(files.memory, made_by)
                 monitor = await stack.enter_async_context(self._monitor(machine))
             finally:
                 await asyncio.shield(bounding)
@@ -253,18 +259,18 @@ class QemuRuntime:
         files = Files.of(machine)
         async with self._monitor(machine) as monitor:
             if await monitor.status() != "running":
-                await asyncio.to_thread(snapshots.discard_name, files)
+                await asyncio.to_thread(saved.discard_name, files)
                 await monitor.execute("cont")
 
     async def snapshot(self, machine: Machine, process: ProcessIdentity) -> Snapshot | None:
         """Write the devices beside the memory, flush both, and verify."""
         files = Files.of(machine)
-        made_by = makeup.remembered(files)
+        made_by = parts.remembered(files.memory, who=str(machine.ref))
         try:
             async with self._monitor(machine) as monitor:
                 await monitor.execute("stop")
                 await snapshots.write(files, monitor)
-            return await asyncio.to_thread(snapshots.finish, files, made_by)
+            return await asyncio.to_thread(SNAPSHOTS.finish, files, made_by)
         except OSError as error:
             raise MvmError(
                 f"the snapshot of {machine.ref} cannot be written: {error.strerror or error}",
@@ -274,17 +280,17 @@ class QemuRuntime:
     async def discard_snapshot(self, machine: Machine) -> None:
         files = Files.of(machine)
         if launching.find(files) is None:
-            await asyncio.to_thread(snapshots.discard, files)
+            await asyncio.to_thread(saved.discard, files)
         else:
-            await asyncio.to_thread(snapshots.discard_name, files)
+            await asyncio.to_thread(saved.discard_name, files)
 
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
-        return snapshots.load(Files.of(machine).memory)  # a small file: sooner read than given to a thread
+        return saved.load(Files.of(machine).memory)  # a small file: sooner read than given to a thread
 
     async def compress_snapshot(self, machine: Machine, abandon: Callable[[], bool]) -> int | None:
         files = Files.of(machine)
         self._refuse_running(machine, files)
-        return await asyncio.to_thread(snapshots.compress, files, abandon)
+        return await asyncio.to_thread(SNAPSHOTS.compress, files, abandon)
 
     async def base_key(self, machine: Machine) -> str | None:
         _, wanted = await self._made_of(machine)
@@ -292,15 +298,15 @@ class QemuRuntime:
 
     async def keep_as_base(self, machine: Machine, process: ProcessIdentity, directory: Path) -> None:
         files = Files.of(machine)
-        made_by = makeup.remembered(files)
+        made_by = parts.remembered(files.memory, who=str(machine.ref))
         async with self._monitor(machine) as monitor:
             await monitor.execute("stop")
-            await bases.keep(files, monitor, directory, made_by)
+            await own_bases.keep(files, monitor, directory, made_by)
 
     async def clone(self, machine: Machine, directory: Path) -> Snapshot:
         files = Files.of(machine)
         _, wanted = await self._made_of(machine)
-        return await asyncio.to_thread(bases.copy, directory, files, uid=machine.uid, wanted=wanted)
+        return await asyncio.to_thread(bases.copy, directory, files, SNAPSHOTS, uid=machine.uid, wanted=wanted)
 
     # To an end
 
@@ -321,7 +327,7 @@ class QemuRuntime:
         """Let a paused guest run for its end. False for one that is asleep: running on would spoil its snapshot."""
         async with self._monitor(machine) as monitor:
             status = await monitor.status()
-            if status == "paused" and snapshots.load(files.memory) is None:
+            if status == "paused" and saved.load(files.memory) is None:
                 await monitor.execute("cont")
                 return True
             return status == "running"
@@ -346,7 +352,7 @@ class QemuRuntime:
             log.debug("%s: %s", machine.ref, error.message)
             return False
         await self._end(machine, files)
-        snapshots.give_back(files)
+        saved.give_back(files)
         return True
 
     async def wait(self, process: ProcessIdentity) -> None:
@@ -379,11 +385,15 @@ class QemuRuntime:
         attachments, self._attachments = list(self._attachments.values()), {}
         for attachment in attachments:
             await attachment.close()
+        if self._vsock is not None:
+            self._vsock.close()
 
     def _attachment(self, machine: Machine) -> Attachment:
         found = self._attachments.get(machine.ref.instance_id)
         if found is None:
-            found = Attachment(Files.of(machine), who=str(machine.ref))
+            who, instance = str(machine.ref), machine.ref.instance_id
+            link = None if self._vsock is None else self._vsock.link(vsock_link.cid_of(instance), name=who)
+            found = Attachment(Files.of(machine), who=who, link=link)
             self._attachments[machine.ref.instance_id] = found
         return found
 
@@ -400,7 +410,7 @@ class QemuRuntime:
         found = await self._host()
         user_network = Network.USER_CLOSED if machine.closed else Network.USER
         network = user_network if self._user_network else Network.HOST
-        hardware = await asyncio.to_thread(makeup.hardware, machine, found, network)
+        hardware = await asyncio.to_thread(makeup.hardware, machine, found, network, self._channel)
         return hardware, makeup.made_by(machine, Files.of(machine), hardware, found)
 
     async def _clear(self, machine: Machine, files: Files) -> None:
@@ -424,13 +434,6 @@ class QemuRuntime:
             open_monitor(Files.of(machine).monitor, who=str(machine.ref)) as monitor,
         ):
             yield monitor
-
-
-def _write_images(machine: Machine, files: Files) -> None:
-    if CONFIG in drives_of(machine.role):
-        images.write_erofs(machine.config, files.config_image, smallest=images.CONFIG_IMAGE_BYTES)
-    if SECRETS in drives_of(machine.role):
-        images.write_erofs(machine.secrets, files.secrets_image, smallest=images.SECRETS_IMAGE_BYTES)
 
 
 def _identity(process: ProcessIdentity) -> Identity:
