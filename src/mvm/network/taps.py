@@ -85,7 +85,9 @@ def make_lasting_tap(name: str, bridge: str, *, owner: int | None) -> None:
 
 def remove_lasting_tap(name: str) -> None:
     """Remove such a TAP. Idempotent. Raises `Conflict` when a process has it open."""
-    if not (Path("/sys/class/net") / name).exists():
+    try:
+        socket.if_nametoindex(name)  # not a look at /sys, which may show another network than this process's
+    except OSError:
         return
     descriptor = _open_device()
     try:
