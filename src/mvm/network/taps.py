@@ -86,7 +86,7 @@ def make_lasting_tap(name: str, bridge: str, *, owner: int | None) -> None:
 def remove_lasting_tap(name: str) -> None:
     """Remove such a TAP. Idempotent. Raises `Conflict` when a process has it open."""
     try:
-        socket.if_nametoindex(name)
+        socket.if_nametoindex(name)  # not a look at /sys, which may show another network than this process's
     except OSError:
         return
     descriptor = _open_device()
