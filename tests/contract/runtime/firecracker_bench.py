@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.contract.runtime.bench import Bench, Subject
+from tests.standins.firecracker.description import description
 from tests.standins.firecracker.drives import data_of
 from tests.standins.firecracker.images import make_image
 from tests.standins.firecracker.install import Installed, install
@@ -141,6 +142,15 @@ class StandinBench(FirecrackerBench):
         failed = [entry["reason"] for entry in read_journal(self.control, "jailer failed")]
         return [what for what in refused + violations + failed if not any(known in what for known in self.forgiven)]
 
+    def not_described(self) -> list[str]:
+        """Requests that Firecracker's own description of its API does not know, where that is there."""
+        known = description()
+        if known is None:
+            return []
+        requests = read_journal(self.control, "request")
+        return [problem for r in requests for problem in known.problems(r["method"], r["path"], r["body"])]
+
     async def close(self) -> None:
         await super().close()
         assert self.refused() == []
+        assert self.not_described() == []
