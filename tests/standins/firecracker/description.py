@@ -99,13 +99,19 @@ class Description:
                 yield f"{where} has an unknown field {name}"
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes `Off`, which is a level of logs, for a word."""
+
+    yaml_implicit_resolvers = {k: v for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items() if k not in "oO"}  # noqa: RUF012
+
+
 @functools.cache
 def description() -> Description | None:
     """The description; None where it is not there."""
     for parent in CHECKOUT.parents:
         path = parent / NAME
         if path.is_file():
-            return Description(yaml.safe_load(path.read_text()))
+            return Description(yaml.load(path.read_text(), Loader=_Loader))  # noqa: S506 - a safe one
     return None
 
 
