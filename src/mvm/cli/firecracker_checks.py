@@ -74,7 +74,7 @@ async def firecracker_checks(
                 name="firecracker",
                 verdict=Verdict.OK,
                 found="not installed, and not asked for",
-                matters="production runs on it: `mvm setup firecracker` installs it, MVM_RUNTIME=firecracker asks for it",
+                matters="it is for production: `mvm setup firecracker` installs it, MVM_RUNTIME=firecracker takes it",
             )
         ]
     host = host or Host()

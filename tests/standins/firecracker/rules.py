@@ -166,7 +166,7 @@ BALLOON: Struct = {
     "free_page_reporting": flag(since=(1, 14, 0)),
 }
 HOTPLUG: Struct = {
-    "total_size_mib": number(True, most=MOST_U32),
+    "total_size_mib": number(most=MOST_U32),
     "block_size_mib": number(least=2, most=MOST_U32),
     "slot_size_mib": number(least=128, most=MOST_U32),
 }
