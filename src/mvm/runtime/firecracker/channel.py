@@ -34,13 +34,15 @@ class Channel:
         self._who = who
         self._handlers: dict[int, PortServer] = {}
         self._sockets: dict[int, asyncio.Server] = {}
+        self._opening = asyncio.Lock()
         self._copies: list[Copying] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def begin(self, room: Path) -> None:
         """Listen in a room where a Firecracker is about to start, or runs already."""
-        for port in self._handlers:
-            await self._open(room, port)
+        async with self._opening:
+            for port in list(self._handlers):
+                await self._open(room, port)
         if not self._copies:
             for pipe, kept in ((LOG, self._files.log), (METRICS, self._files.metrics)):
                 with suppress(OSError):
@@ -125,9 +127,10 @@ class Channel:
         for copying in self._copies:
             copying.close()
         self._copies.clear()
-        for task in list(self._tasks):
+        others = self._tasks - {asyncio.current_task()}  # whoever ends the machine may have been told to by its guest
+        for task in others:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*others, return_exceptions=True)
 
     async def close(self) -> None:
         """Let go for good; a machine that runs goes on, and another agent can take its sockets over."""

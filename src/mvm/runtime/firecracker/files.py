@@ -67,7 +67,7 @@ class Files:
     @property
     def log(self) -> Path:
         """The newest of what Firecracker logs."""
-        return self.state_dir / "firecracker.log"
+        return self.state_dir / "machine.log"
 
     @property
     def metrics(self) -> Path:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
@@ -65,6 +66,8 @@ def in_use(data: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
+        # Whoever opens it for writing right now breaks the lease, and the signal that tells so must not end the agent.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:

@@ -5,15 +5,23 @@ from __future__ import annotations
 import os
 
 from mvm.drives.table import drives_of
+from mvm.model.errors import InvalidInput
 from mvm.runtime import makeup
 from mvm.runtime.base import Machine
 from mvm.runtime.firecracker.configuration import Hardware, layout
 from mvm.runtime.firecracker.files import Files
 from mvm.runtime.firecracker.versions import Version
 
+MOST_VCPUS = 32
+
 
 def hardware(machine: Machine) -> Hardware:
     """What the machine is made of. Raises `Unavailable` when a part of it is not there."""
+    if not 1 <= machine.vcpus <= MOST_VCPUS:
+        raise InvalidInput(
+            f"{machine.ref} would have {machine.vcpus} processors; Firecracker takes 1 to {MOST_VCPUS}",
+            hint="give its pool fewer `vcpus`",
+        )
     image = makeup.image_of(machine)
     makeup.require_files(image)
     return Hardware(

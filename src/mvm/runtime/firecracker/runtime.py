@@ -22,7 +22,7 @@ from mvm.model.addresses import networked_address
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import Conflict, MvmError, Refused, SnapshotRejected, Unavailable
 from mvm.model.ids import InstanceId
-from mvm.runtime import bases, saved, shutdown, sparse, spawning
+from mvm.runtime import bases, kvm, saved, shutdown, sparse, spawning
 from mvm.runtime import makeup as parts
 from mvm.runtime.base import (
     Capabilities,
@@ -34,7 +34,7 @@ from mvm.runtime.base import (
     Probe,
     Snapshot,
 )
-from mvm.runtime.firecracker import api, binaries, configuration, files, kvm, launching, makeup, snapshots
+from mvm.runtime.firecracker import api, binaries, configuration, files, launching, makeup, snapshots
 from mvm.runtime.firecracker.api import MachineState
 from mvm.runtime.firecracker.binaries import Binaries
 from mvm.runtime.firecracker.files import Files

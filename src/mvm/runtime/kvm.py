@@ -1,6 +1,6 @@
 """Whether KVM runs a guest here: found by running one, because opening /dev/kvm proves little (`mvm.runtime.payload`).
 
-The guest is run by a program of its own (`python -m mvm.runtime.firecracker.kvm`), which prints why it did not get
+The guest is run by a program of its own (`python -m mvm.runtime.kvm`), which prints why it did not get
 through, or nothing. That program may hang and is then killed; whatever it has open ends with it.
 """
 
@@ -19,8 +19,8 @@ from pathlib import Path
 from mvm.runtime import payload
 
 DEVICE = Path("/dev/kvm")
-TRY_SECONDS = 5.0
-"""The guest takes milliseconds, Python's start a few hundred; a KVM that needs longer is none."""
+TRY_SECONDS = 10.0
+"""The guest takes milliseconds, Python's start a few hundred, on a busy host more."""
 
 _GUEST_BYTES = 4 * 1024 * 1024
 _TSS_ADDRESS = 0x4000_0000
