@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from pyroute2 import IPRoute
+from tests.contract.network.world import new_host
 from tests.contract.runtime.bench import Bench, Subject
 from tests.standins.firecracker.description import description
 from tests.standins.firecracker.drives import data_of
@@ -38,6 +41,19 @@ class BridgedTaps:
 
     def remove(self, name: str) -> None:
         remove_lasting_tap(name)
+
+
+@contextmanager
+def bridged_host() -> Iterator[None]:
+    """A bridge for machines that this process is at, seen by nobody else."""
+    with new_host():
+        with IPRoute() as route:
+            route.link("add", ifname=BRIDGE, kind="bridge")
+            index = route.link_lookup(ifname=BRIDGE)[0]
+            for host in (FirecrackerBench.gateway_address, FirecrackerBench.stranger_address):
+                route.addr("add", index=index, address=host, prefixlen=24)
+            route.link("set", index=index, state="up")
+        yield
 
 
 async def nothing_wrong() -> None:

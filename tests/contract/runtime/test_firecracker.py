@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from pyroute2 import IPRoute
-from tests.contract.network.world import namespaces_work, new_host
+from tests.contract.network.world import namespaces_work
 from tests.contract.runtime.bench import Bench
-from tests.contract.runtime.firecracker_bench import BRIDGE, FirecrackerBench, StandinBench, service_image
+from tests.contract.runtime.firecracker_bench import FirecrackerBench, StandinBench, bridged_host, service_image
 from tests.contract.runtime.snapshot_conformance import SnapshotConformance
 
 from mvm.drives import images
@@ -35,14 +34,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _network() -> Iterator[None]:
-    """A bridge for the machines that this process is at, seen by nobody else."""
-    with new_host():
-        with IPRoute() as route:
-            route.link("add", ifname=BRIDGE, kind="bridge")
-            index = route.link_lookup(ifname=BRIDGE)[0]
-            for host in (FirecrackerBench.gateway_address, FirecrackerBench.stranger_address):
-                route.addr("add", index=index, address=host, prefixlen=24)
-            route.link("set", index=index, state="up")
+    with bridged_host():
         yield
 
 

@@ -142,9 +142,9 @@ class _Process:
         """The body as it was understood, the answer, and whether the process ends with it."""
         body: Any = None
         try:
+            call, body = self._understood(request)
             if "error" in faults:
                 raise Fault("an injected fault")
-            call, body = self._understood(request)
             answer = await self._vmm.call(call, body or {})
             self._spoil(call, body, faults)
         except Fault as fault:

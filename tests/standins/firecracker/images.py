@@ -46,6 +46,18 @@ def make_image(directory: Path, *, openclaw: Path, plugin: Path | None = None, n
     return image
 
 
+def make_bare_image(directory: Path) -> Path:
+    """A revision with nothing on its root: its machines do all that machines do, and no guest ever answers."""
+    image = directory / DIGEST
+    image.mkdir(parents=True)
+    (image / KERNEL).write_bytes(ELF)
+    (image / INITRD).write_bytes(b"an initial RAM disk")
+    with tempfile.TemporaryDirectory(dir=directory) as made:
+        (image / ROOTFS).write_bytes(erofs.render(Path(made)))
+    manifest("", image).write(image)
+    return image
+
+
 def manifest(zipapp: str, image: Path) -> Manifest:
     """What the revision says of itself."""
     return Manifest(

@@ -11,6 +11,8 @@ from tests.standins.firecracker.settings import Settings
 CHECKOUT = Path(__file__).resolve().parents[3]
 PROGRAM = """#!{python}
 import sys
+if sys.argv[1:] == ["--version"]:
+    sys.exit(print("{title} v{version}\\n"))
 sys.path[0] = {checkout!r}
 from pathlib import Path
 from tests.standins.firecracker import {module}
@@ -37,7 +39,12 @@ def install(programs: Path, control: Path, version: str = "1.16.1") -> Installed
         path = directory / module
         path.write_text(
             PROGRAM.format(
-                python=sys.executable, checkout=str(CHECKOUT), module=module, control=str(control), version=version
+                python=sys.executable,
+                checkout=str(CHECKOUT),
+                module=module,
+                title=module.title(),
+                control=str(control),
+                version=version,
             )
         )
         path.chmod(0o755)

@@ -92,6 +92,8 @@ def _run(settings: Settings, options: argparse.Namespace, extra: list[str]) -> i
     if options.netns is not None:
         _join(options.netns)
     _lay_out(root, uid, gid)
+    os.chdir(root)
+    os.closerange(3, 4096)
     if options.daemonize:
         _daemonize()
     pid_file = root / f"{executable.name}.pid"
@@ -104,8 +106,6 @@ def _run(settings: Settings, options: argparse.Namespace, extra: list[str]) -> i
             return 0
     else:
         _write_pid(pid_file, os.getpid())
-    os.closerange(3, 4096)
-    os.chdir(root)
     os.execve(copied, words, environment)  # noqa: S606 - the program itself
 
 
