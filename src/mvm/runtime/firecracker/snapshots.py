@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mvm.model.errors import MvmError
 from mvm.runtime import bases, saved, sparse
 from mvm.runtime.firecracker import api, files, memory_file
 from mvm.runtime.firecracker.client import SNAPSHOT_SECONDS, Client
@@ -45,9 +46,11 @@ async def write(client: Client, room: Room) -> None:
         raise
 
 
-def take(room: Room, *, ram: Path, devices: Path, shared: bool = False) -> None:
-    """Take what was written out of the room, with holes where the memory is clear."""
+def take(room: Room, *, ram: Path, devices: Path, mem_mib: int, shared: bool = False) -> None:
+    """Take what was written out of the room, with holes where the memory is clear. Raises `MvmError`."""
     room.take(files.FRESH_MEMORY, ram, mode=PRIVATE_MODE)
+    if (written := ram.stat().st_size) != mem_mib << 20:
+        raise MvmError(f"Firecracker wrote {written} bytes of {mem_mib} MiB of memory", hint="is the file system full?")
     memory_file.make_holes(ram)
     if shared:
         ram.chmod(SHARED_MODE)
@@ -62,7 +65,8 @@ def remove_used(places: Files) -> None:
 
 def keep(room: Room, places: Files, directory: Path, made_by: dict[str, str]) -> None:
     """Make a base of what was written: memory, devices, and a copy of the data drive."""
-    take(room, ram=directory / bases.RAM, devices=directory / bases.DEVICES, shared=True)
+    mem_mib = int(made_by["mem_mib"])
+    take(room, ram=directory / bases.RAM, devices=directory / bases.DEVICES, mem_mib=mem_mib, shared=True)
     (directory / bases.DEVICES).chmod(bases.FILE_MODE)
     for name in (bases.RAM, bases.DEVICES):
         sparse.sync_file(directory / name)
