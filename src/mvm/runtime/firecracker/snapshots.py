@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mvm.model.errors import MvmError
 from mvm.runtime import bases, saved, sparse
 from mvm.runtime.firecracker import api, files, memory_file
 from mvm.runtime.firecracker.client import SNAPSHOT_SECONDS, Client
@@ -52,6 +53,13 @@ def take(room: Room, *, ram: Path, devices: Path, shared: bool = False) -> None:
     if shared:
         ram.chmod(SHARED_MODE)
     room.take(files.FRESH_DEVICES, devices, mode=PRIVATE_MODE)
+
+
+def require_whole(ram: Path, *, mem_mib: int) -> None:
+    """Raise `MvmError` unless all of a guest's memory was written: its process, which still has it, is to be ended."""
+    size = ram.stat().st_size
+    if size != mem_mib << 20:
+        raise MvmError(f"Firecracker wrote {size} bytes of a memory of {mem_mib} MiB", hint="is the file system full?")
 
 
 def remove_used(places: Files) -> None:
