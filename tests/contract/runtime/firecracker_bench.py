@@ -168,5 +168,5 @@ class StandinBench(FirecrackerBench):
 
     async def close(self) -> None:
         await super().close()
-        assert self.refused() == []
-        assert self.not_described() == []
+        assert (refused := self.refused()) == [], refused
+        assert (unknown := self.not_described()) == [], unknown

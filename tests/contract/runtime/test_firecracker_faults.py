@@ -167,24 +167,28 @@ async def test_a_snapshot_of_another_firecracker_is_rejected_and_a_cold_start_fo
     subject.process = await later.start(subject.machine)
 
 
-@pytest.mark.parametrize("what", ["truncate", "truncate_state"])
-async def test_a_snapshot_that_came_out_short_never_runs(bench: StandinBench, what: str) -> None:
+async def test_a_memory_file_that_came_out_short_is_no_snapshot_and_the_guest_goes_on(bench: StandinBench) -> None:
     subject = await started(bench)
-    inject(bench.control, Fault(what=what, method="PUT", path="/snapshot/create"))
+    inject(bench.control, Fault(what="truncate", method="PUT", path="/snapshot/create"))
     await bench.runtime.pause(subject.machine, subject.running)
-    bench.forgiven |= {"Cannot load guest memory", "CRC validation failed"}
-    with pytest.raises(MvmError):
-        await restored_from(bench, subject, await bench.runtime.snapshot(subject.machine, subject.running))
-    await bench.runtime.stop(subject.machine, subject.running, grace_seconds=0)
+    with pytest.raises(MvmError, match="of a memory of 256 MiB"):
+        await bench.runtime.snapshot(subject.machine, subject.running)
+    assert await bench.runtime.saved_snapshot(subject.machine) is None
+    await bench.runtime.resume(subject.machine, subject.running)
+    await asleep(bench, subject)
+
+
+async def test_a_state_file_that_came_out_short_never_runs(bench: StandinBench) -> None:
+    """Only Firecracker, which wrote it, could see that; a load of it fails and ends in a cold start."""
+    subject = await started(bench)
+    inject(bench.control, Fault(what="truncate_state", method="PUT", path="/snapshot/create"))
+    subject, snapshot = await asleep(bench, subject)
+    bench.forgiven.add("CRC validation failed")
+    with pytest.raises(SnapshotRejected):
+        await bench.runtime.restore(subject.machine, snapshot)
     assert bench.leftovers(subject) == []
     await bench.runtime.discard_snapshot(subject.machine)
     subject.process = await bench.runtime.start(subject.machine)
-
-
-async def restored_from(bench: StandinBench, subject: Subject, snapshot: Snapshot | None) -> None:
-    await bench.runtime.stop(subject.machine, subject.running, grace_seconds=0)
-    await bench.before_next_start(subject)
-    await bench.runtime.restore(subject.machine, snapshot)
 
 
 async def test_a_load_that_fails_uses_the_snapshot_up_and_a_cold_start_follows(bench: StandinBench) -> None:

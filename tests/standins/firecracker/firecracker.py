@@ -7,14 +7,13 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.standins.firecracker import http, rules
 from tests.standins.firecracker.http import Request, Response
-from tests.standins.firecracker.jail import Jail
+from tests.standins.firecracker.jail import Jail, listening
 from tests.standins.firecracker.rules import INSTANCE_ID, Call, Fault
 from tests.standins.firecracker.settings import Faults, Journal, Settings
 from tests.standins.firecracker.vmm import Fatal, Vmm, files_of_last_snapshot
@@ -97,8 +96,7 @@ class _Process:
 
     async def _listen(self) -> asyncio.Server:
         path = self._jail.may_bind(self._options.api_sock, "Failed to open the API socket")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(path))
+        listener = listening(path)
         self._jail.give(path)
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

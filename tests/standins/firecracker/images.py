@@ -23,9 +23,17 @@ def make_image(directory: Path, *, openclaw: Path, plugin: Path | None = None, n
     """
     image = directory / DIGEST
     image.mkdir(parents=True)
+    fill_image(image, digest=DIGEST, openclaw=openclaw, plugin=plugin, node=node)
+    return image
+
+
+def fill_image(
+    image: Path, *, digest: str, openclaw: Path, plugin: Path | None = None, node: Path | None = None
+) -> None:
+    """Make an empty directory a revision of that name."""
     (image / KERNEL).write_bytes(ELF)
     (image / INITRD).write_bytes(b"an initial RAM disk")
-    with tempfile.TemporaryDirectory(dir=directory) as made:
+    with tempfile.TemporaryDirectory(dir=image.parent) as made:
         tree = Path(made)
         guest = tree / "opt/mvm/guest.pyz"
         guest.parent.mkdir(parents=True)
@@ -41,9 +49,8 @@ def make_image(directory: Path, *, openclaw: Path, plugin: Path | None = None, n
         runner.write_text(f'#!/bin/sh\nexec {os.path.realpath(node or sys.executable)} "$@"\n')
         runner.chmod(0o755)
         (image / ROOTFS).write_bytes(erofs.render(tree))
-        digest = sha256(guest)
-    manifest(digest, image).write(image)
-    return image
+        zipapp = sha256(guest)
+    manifest(digest, zipapp, image).write(image)
 
 
 def make_bare_image(directory: Path) -> Path:
@@ -54,15 +61,15 @@ def make_bare_image(directory: Path) -> Path:
     (image / INITRD).write_bytes(b"an initial RAM disk")
     with tempfile.TemporaryDirectory(dir=directory) as made:
         (image / ROOTFS).write_bytes(erofs.render(Path(made)))
-    manifest("", image).write(image)
+    manifest(DIGEST, "", image).write(image)
     return image
 
 
-def manifest(zipapp: str, image: Path) -> Manifest:
+def manifest(digest: str, zipapp: str, image: Path) -> Manifest:
     """What the revision says of itself."""
     return Manifest(
-        digest=image.name,
-        builder="stand-in",
+        digest=digest,
+        builder="debian",
         profile="minimal",
         architecture="amd64",
         kernel_release="6.1.0-standin",

@@ -7,13 +7,35 @@ user could open below its root, and gives what it makes to that user.
 from __future__ import annotations
 
 import os
+import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.standins.firecracker.rules import Fault
 
 READ, WRITE, SEARCH = 4, 2, 1
+
+
+@contextmanager
+def short(path: Path) -> Iterator[str]:
+    """A socket's path that the kernel takes, however deep the jail is: who is really in it has a short one."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def listening(path: Path) -> socket.socket:
+    """A Unix socket bound there."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with short(path) as place:
+        listener.bind(place)
+    listener.listen(64)
+    return listener
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.standins.firecracker.guest import Guest
-from tests.standins.firecracker.jail import Jail
+from tests.standins.firecracker.jail import Jail, listening, short
 
 from mvm.guest.channel import AGENT_PORT
 
@@ -31,9 +31,7 @@ class Vsock:
         self.named = named
         self.cid = cid
         self.path = jail.may_bind(named, "Cannot create backend for vsock device: UnixBind")
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(self.path))
-        self._listener.listen(64)
+        self._listener = listening(self.path)
         jail.give(self.path)
         self._servers: list[asyncio.Server] = []
         self._open: set[asyncio.StreamWriter] = set()
@@ -51,11 +49,12 @@ class Vsock:
         for port in guest.host_ports:
             path = guest.channel / f"host_{port}.sock"
             path.unlink(missing_ok=True)
+            listener = listening(path)
 
             async def from_guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int = port) -> None:
                 await self._from_guest(port, reader, writer)
 
-            self._servers.append(await asyncio.start_unix_server(from_guest, str(path)))
+            self._servers.append(await asyncio.start_unix_server(from_guest, sock=listener))
 
     async def _from_host(
         self,
@@ -74,7 +73,8 @@ class Vsock:
             if port == AGENT_PORT:
                 await before()
             try:
-                far = await asyncio.open_unix_connection(str(guest.port(port)))
+                with short(guest.port(port)) as there:
+                    far = await asyncio.open_unix_connection(there)
             except OSError:
                 return  # nobody listens: the connection is closed without a word
             self._ports += 1
@@ -89,7 +89,8 @@ class Vsock:
     async def _from_guest(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
         try:
-            far = await asyncio.open_unix_connection(str(self.path.with_name(f"{self.path.name}_{port}")))
+            with short(self.path.with_name(f"{self.path.name}_{port}")) as there:
+                far = await asyncio.open_unix_connection(there)
             await self._join((reader, writer), far)
         except OSError:
             pass  # nobody listens on the host: the guest's connection is reset

@@ -407,8 +407,8 @@ def _prepare_boot(machine: Machine, places: Files) -> None:
 
 def _finish(room: Room, places: Files, made_by: dict[str, str]) -> Snapshot:
     try:
-        mem_mib = int(made_by["mem_mib"])
-        snapshots.take(room, ram=places.ram, devices=places.memory / saved.DEVICES, mem_mib=mem_mib)
+        snapshots.take(room, ram=places.ram, devices=places.memory / saved.DEVICES)
+        snapshots.require_whole(places.ram, mem_mib=int(made_by["mem_mib"]))
         return SNAPSHOTS.finish(places, made_by)
     except BaseException:
         saved.discard(places)

@@ -46,15 +46,20 @@ async def write(client: Client, room: Room) -> None:
         raise
 
 
-def take(room: Room, *, ram: Path, devices: Path, mem_mib: int, shared: bool = False) -> None:
-    """Take what was written out of the room, with holes where the memory is clear. Raises `MvmError`."""
+def take(room: Room, *, ram: Path, devices: Path, shared: bool = False) -> None:
+    """Take what was written out of the room, with holes where the memory is clear."""
     room.take(files.FRESH_MEMORY, ram, mode=PRIVATE_MODE)
-    if (written := ram.stat().st_size) != mem_mib << 20:
-        raise MvmError(f"Firecracker wrote {written} bytes of {mem_mib} MiB of memory", hint="is the file system full?")
     memory_file.make_holes(ram)
     if shared:
         ram.chmod(SHARED_MODE)
     room.take(files.FRESH_DEVICES, devices, mode=PRIVATE_MODE)
+
+
+def require_whole(ram: Path, *, mem_mib: int) -> None:
+    """Raise `MvmError` unless all of a guest's memory was written: its process, which still has it, is to be ended."""
+    size = ram.stat().st_size
+    if size != mem_mib << 20:
+        raise MvmError(f"Firecracker wrote {size} bytes of a memory of {mem_mib} MiB", hint="is the file system full?")
 
 
 def remove_used(places: Files) -> None:
@@ -65,8 +70,8 @@ def remove_used(places: Files) -> None:
 
 def keep(room: Room, places: Files, directory: Path, made_by: dict[str, str]) -> None:
     """Make a base of what was written: memory, devices, and a copy of the data drive."""
-    mem_mib = int(made_by["mem_mib"])
-    take(room, ram=directory / bases.RAM, devices=directory / bases.DEVICES, mem_mib=mem_mib, shared=True)
+    take(room, ram=directory / bases.RAM, devices=directory / bases.DEVICES, shared=True)
+    require_whole(directory / bases.RAM, mem_mib=int(made_by["mem_mib"]))
     (directory / bases.DEVICES).chmod(bases.FILE_MODE)
     for name in (bases.RAM, bases.DEVICES):
         sparse.sync_file(directory / name)
