@@ -390,7 +390,8 @@ class FirecrackerRuntime:
         self._machinery.owner(machine)
         self._refuse_running(machine, places)
         if places.record.exists() or places.room is not None or launching.in_use(places.data):
-            await self._machinery.end(machine, places)
+            with launching.alone(places.data):
+                await self._machinery.end(machine, places)
         return host
 
     def _refuse_running(self, machine: Machine, places: Files) -> None:
