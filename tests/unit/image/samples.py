@@ -27,8 +27,13 @@ CONTENTS = Contents(
 class QuickBuilder:
     """Builds files of a few bytes; `version` stands for everything that is put into an image."""
 
-    def __init__(self, name: str = "debian", version: str = "1", *, usable: bool = True) -> None:
+    needs_contents = True
+
+    def __init__(
+        self, name: str = "debian", version: str = "1", *, usable: bool = True, per_role: bool = False
+    ) -> None:
         self.name = name
+        self.per_role = per_role
         self.version = version
         self.usable = usable
         self.builds = 0
