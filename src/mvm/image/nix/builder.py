@@ -66,16 +66,16 @@ class NixBuilder:
 
     def reach(self) -> None:
         """Have nix write into its store, by its daemon where there is one; what keeps it from that is raised."""
-        nix = self._nix("reach")
-        nix.log.unlink(missing_ok=True)
+        nix = Nix(self._program(), None)
         nix.ask(["eval", "--json", "--expr", _WRITING], what="writing into Nix's store", on_progress=_ignore)
 
     def resolve(self, request: BuildRequest, on_progress: OnProgress) -> Inputs:
         named = "" if request.flake in ("", NIX_FLAKE) else reference.check_flake(request.flake)
         profile, role = reference.check_profile(request.profile), Role.parse(request.role)
         system = reference.system(os.uname().machine)
-        nix = self._nix(f"{reference.output(role, profile)}-{_digest(request.flake)[:8]}")
-        nix.log.unlink(missing_ok=True)
+        log = self._log(role, profile, request.flake)
+        nix = Nix(self._program(), log)
+        log.unlink(missing_ok=True)
         lookup = Lookup(nix, self._cache, system, on_progress)
         flake, package = lookup.find(named, role, profile)
         source = Source(
@@ -126,11 +126,15 @@ class NixBuilder:
         kept = [*self._cache.glob("*.log"), *self._cache.glob("mvm-*.tar"), *self._cache.glob("build-*")]
         return sorted(path for path in kept if time.time() - path.lstat().st_mtime > STALE_SECONDS)
 
-    def _nix(self, log: str) -> Nix:
+    def _program(self) -> Path:
         readiness, found = self.probe(), program.find()
         if not readiness.usable or found is None:
             raise Unavailable(f"images cannot be built with Nix here: {readiness.reason}", hint=readiness.remedy)
-        return Nix(found, self._cache / f"{log}.log")
+        return found
+
+    def _log(self, role: Role, profile: str, flake: str) -> Path:
+        """Where everything is written that nix tells about an image; each attempt begins anew."""
+        return self._cache / f"{reference.output(role, profile)}-{_digest(flake)[:8]}.log"
 
 
 def _readiness(found: Path) -> Readiness:

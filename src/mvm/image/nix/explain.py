@@ -67,20 +67,18 @@ _BUILDER_FAILED = re.compile(
 )
 
 
-def explain(what: str, status: int, told: Told, log: Path) -> MvmError:
-    """The error of a run of nix that has failed."""
-    said = first_error(told, status)
+def explain(what: str, status: int, told: Told, log: Path | None) -> MvmError:
+    """The error of a run of nix that has failed; `log` is where all that it told can be read."""
+    said = f"{what} failed: {first_error(told, status)}"
+    whole = f"the whole log is {log}" if log else "try it by hand"
     if any(_BUILDER_FAILED.search(error) for error in told.errors):
         last = " / ".join(list(told.tail)[-SHOWN_LINES:])
-        return MvmError(
-            f"{what} failed: {said}" + (f"; its last lines: {last[-LONGEST:]}" if last else ""),
-            hint=f"the whole log is {log}",
-        )
+        return MvmError(f"{said}; its last lines: {last[-LONGEST:]}" if last else said, hint=whole)
     text = "\n".join(told.errors)
     for pattern, kind, hint in _KNOWN:
         if re.search(pattern, text, re.IGNORECASE):
-            return kind(f"{what} failed: {said}", hint=f"{hint} (log: {log})")
-    return MvmError(f"{what} failed: {said}", hint=f"the whole log is {log}")
+            return kind(said, hint=f"{hint} ({whole})" if log else hint)
+    return MvmError(said, hint=whole)
 
 
 def first_error(told: Told, status: int) -> str:

@@ -65,9 +65,9 @@ def _nothing_better(_told: Told) -> MvmError | None:
 
 
 class Nix:
-    """One program with one log that its runs are written to."""
+    """One program with one log that its runs are written to, if they are to be."""
 
-    def __init__(self, program: Path, log: Path) -> None:
+    def __init__(self, program: Path, log: Path | None) -> None:
         self._program = program
         self.log = log
 
@@ -86,11 +86,12 @@ class Nix:
         has started, and is raised on.
         """
         told, lines = Told(what), Lines()
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.log is not None:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryFile() as output,
             tempfile.TemporaryFile() as errors,
-            open(self.log, "a", opener=_for_us_only, encoding="utf-8") as log,
+            open(self.log or os.devnull, "a", opener=_for_us_only, encoding="utf-8") as log,
         ):
             command = [str(self._program), *_OPTIONS, *arguments]
             log.write(f"$ {' '.join(command)}\n")
@@ -113,7 +114,7 @@ class Nix:
                     command, what=what, output=output, errors=errors, watch=watch, environment=environment, limit=limit
                 )
             except TimedOut as error:
-                raise TimedOut(error.message, hint=f"what it was at is at the end of {self.log}") from error
+                raise TimedOut(error.message, hint=f"what it was doing: {self.log}") from error
             follow()
             _write(log, [told.take(line) for line in lines.rest()])
             if status:
