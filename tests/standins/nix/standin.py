@@ -18,6 +18,7 @@ WORLD: dict[str, Any] = json.loads((HOME / "world.json").read_text())
 FEATURES = ("--extra-experimental-features", "nix-command flakes")
 FLAGS = {
     "flake metadata": {"--json": 0, "--no-write-lock-file": 0, "--override-input": 2},
+    "flake prefetch": {"--json": 0},
     "eval": {"--json": 0, "--no-write-lock-file": 0, "--override-input": 2, "--apply": 1, "--expr": 1},
     "path-info": {"--derivation": 0, "--no-write-lock-file": 0, "--override-input": 2},
     "build": {"--json": 0, "--no-write-lock-file": 0, "--override-input": 2, "--out-link": 1},
@@ -58,7 +59,14 @@ def main(arguments: list[str]) -> None:
         for line in WORLD["warnings"]:
             event(action="msg", level=1, msg=f"\x1b[35;1mwarning:\x1b[0m {line}")
         fail(message)
-    {"flake metadata": metadata, "eval": evaluate, "path-info": path_info, "build": build}[command](options, values)
+    commands = {
+        "flake metadata": metadata,
+        "flake prefetch": prefetch,
+        "eval": evaluate,
+        "path-info": path_info,
+        "build": build,
+    }
+    commands[command](options, values)
 
 
 def take_command(arguments: list[str]) -> tuple[str, list[str]]:
@@ -127,11 +135,16 @@ def metadata(options: dict[str, list[str]], values: list[str]) -> None:
                 "locked": locked,
                 "locks": locks,
                 "originalUrl": address,
-                "path": flake["path"],
+                **({"path": flake["path"]} if WORLD["copies"] else {}),
                 "url": f"{address}?narHash={flake['narHash']}",
             }
         )
     )
+
+
+def prefetch(_options: dict[str, list[str]], values: list[str]) -> None:
+    flake = flake_at(*values)
+    print(json.dumps({"hash": flake["narHash"], "storePath": flake["path"]}))
 
 
 def attribute(options: dict[str, list[str]], installable: str) -> Any:

@@ -63,6 +63,8 @@ class NixWorld:
     failing: dict[str, str] = field(default_factory=dict)
     """Command -> what it fails with."""
     warnings: list[str] = field(default_factory=list)
+    copies: bool = True
+    """Whether the sources of a flake are in the store as soon as it was looked at."""
 
     @property
     def program(self) -> Path:
@@ -80,7 +82,7 @@ class NixWorld:
 
     def save(self) -> None:
         """Let the program see what is here now."""
-        known = {name: getattr(self, name) for name in ("version", "flakes", "failing", "warnings")}
+        known = {name: getattr(self, name) for name in ("version", "flakes", "failing", "warnings", "copies")}
         (self.home / "world.json").write_text(json.dumps(known))
 
     def flake(

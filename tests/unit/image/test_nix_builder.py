@@ -168,6 +168,23 @@ def test_a_flake_in_a_subdirectory_has_its_list_there(nix: NixBuilder, nix_world
     assert nix_world.commands() == ["flake", "path-info"]
 
 
+def test_a_nix_that_is_slow_to_copy_sources_is_asked_for_them(nix: NixBuilder, nix_world: NixWorld) -> None:
+    nix_world.flake(FLAKE, IMAGE, profiles=PROFILES)
+    nix_world.copies = False
+    nix_world.save()
+    nix.resolve(ask(), quiet)
+    assert [call[:2] for call in nix_world.calls()][:2] == [["flake", "metadata"], ["flake", "prefetch"]]
+
+
+@pytest.mark.parametrize("flake", ["path:{here}", "{here}", "path:{here}?narHash=x", "{here}?dir=nix"])
+def test_a_directory_that_is_no_flake_is_not_copied_to_where_everybody_reads_it(
+    flake: str, nix: NixBuilder, nix_world: NixWorld, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput, match=r"there is no flake\.nix in"):
+        nix.resolve(ask(flake.format(here=tmp_path)), quiet)
+    assert nix_world.calls() == []
+
+
 def test_a_role_or_profile_that_the_flake_does_not_list_is_refused_with_those_it_does(
     nix: NixBuilder, nix_world: NixWorld
 ) -> None:
@@ -282,6 +299,7 @@ def test_a_build_that_fails_tells_its_last_lines_and_where_the_rest_is(
             "nix-daemon",
         ),
         ("flake metadata", "getting status of '/nowhere': No such file or directory", InvalidInput, "where the pool"),
+        ("build", "hash mismatch in fixed-output derivation '/nix/store/x-openssl.tar'", MvmError, "pins"),
         ("path-info", "opening lock file '/nix/var/nix/db/big-lock': Permission denied", Unavailable, "allows"),
         ("build", "the group 'nixbld' specified in 'build-users-group' does not exist", Unavailable, "daemon"),
         ("build", "writing to file: No space left on device", Unavailable, "nix-collect-garbage"),

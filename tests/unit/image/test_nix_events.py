@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from mvm.image.nix.events import TAIL, Lines, Told
-from mvm.image.nix.explain import lacks_attribute
+from mvm.image.nix.explain import lacks_attribute, reason
 from mvm.openclaw.install import Progress
 
 DERIVATION = "/nix/store/bpdyjagq9073hplxww24zf3vxs7rsypr-linux-6.12.1.drv"
@@ -96,6 +96,25 @@ def test_advice_on_options_that_nobody_here_can_give_is_left_out() -> None:
     advice = "(use '--show-trace' to show detailed location information)"
     lines = [line(action="msg", level=0, msg=f"error: no such file\n{advice}"), line(action="msg", level=0, msg=advice)]
     assert told(*lines).errors == ["no such file"]
+
+
+def test_newer_versions_tell_where_they_were_before_what_is_wrong() -> None:
+    message = "error:\n       … while calling the 'map' builtin\n         at /x:9:12:\n       error: it is Monday"
+    assert reason(told(line(action="msg", level=0, msg=message)), 1) == "it is Monday"
+
+
+def test_the_builder_that_failed_first_is_the_reason_without_its_log() -> None:
+    failed = (
+        "error: Cannot build '/nix/store/x-bad.drv'.\n       Reason: builder failed with exit code 3.\n"
+        "       Last 2 log lines:\n       > one\n       > two\n       For full logs, run: nix log x"
+    )
+    lines = [line(action="msg", level=0, msg=text) for text in (failed, "error: 1 dependency failed to build")]
+    said = reason(told(*lines), 1)
+    assert said == "Cannot build '/nix/store/x-bad.drv'. Reason: builder failed with exit code 3"
+
+
+def test_a_nix_that_ends_without_a_word_is_told_as_such() -> None:
+    assert reason(told(), 137) == "nix ended with status 137 and said nothing"
 
 
 def test_what_is_not_known_is_passed_over() -> None:

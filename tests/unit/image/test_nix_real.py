@@ -216,6 +216,26 @@ def test_a_build_that_fails_tells_its_last_lines(nix: NixBuilder, tmp_path: Path
     assert Revisions(tmp_path / "images").all() == []
 
 
+def test_of_builds_that_fail_with_what_needs_them_the_first_is_told(nix: NixBuilder, tmp_path: Path) -> None:
+    needs = '"echo ${derivation { name = "bad"; system = "%s"; builder = "/bin/sh"; args = [ "-c" "exit 7" ]; }}"'
+    flake = write_flake(tmp_path / "flake", package(IMAGE, script=needs % SYSTEM))
+    with pytest.raises(MvmError, match=r"-bad\.drv' failed with exit code 7"):
+        build(nix, flake, tmp_path)
+
+
+def test_an_evaluation_that_fails_says_why(nix: NixBuilder, tmp_path: Path) -> None:
+    flake = write_flake(tmp_path / "flake", f'{IMAGE} = throw "the moon is not right";')
+    with pytest.raises(MvmError, match=f"evaluating {IMAGE} of .* failed: .*the moon is not right"):
+        nix.resolve(ask(flake), quiet)
+
+
+def test_a_flakes_own_settings_are_not_accepted(nix: NixBuilder, tmp_path: Path) -> None:
+    settings = 'nixConfig.post-build-hook = "/bin/false";'
+    build(nix, write_flake(tmp_path / "flake", package(IMAGE), inputs=settings), tmp_path)
+    (log,) = (tmp_path / "cache/nix").glob("*.log")
+    assert "ignoring untrusted flake configuration setting 'post-build-hook'" in log.read_text()
+
+
 def test_progress_comes_from_the_build_and_giving_up_ends_it(nix: NixBuilder, tmp_path: Path) -> None:
     class Enough(Exception):
         pass
@@ -241,7 +261,8 @@ def test_progress_comes_from_the_build_and_giving_up_ends_it(nix: NixBuilder, tm
 @pytest.mark.parametrize(
     ("flake", "kind", "words"),
     [
-        ("path:/nowhere/at/all", InvalidInput, "No such file or directory"),
+        ("path:/nowhere/at/all", InvalidInput, "there is no flake.nix in '/nowhere/at/all'"),
+        ("git+file:///nowhere/at/all", MvmError, "reading the flake"),
         ("no-such-flake-in-any-registry", MvmError, "reading the flake"),
         ("a+b://c", MvmError, "reading the flake"),
     ],

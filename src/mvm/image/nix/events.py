@@ -25,6 +25,7 @@ _PREFIX = "@nix "
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _STORE_NAME = re.compile(r".*/[a-z0-9]{32}-(.+?)(?:\.drv)?$")
 _ADVICE = re.compile(r"\(use '--show-trace'[^)]*\)")
+_ERROR = re.compile(r"^error:\s+")
 _MIB = 2**20
 
 
@@ -109,7 +110,7 @@ class Told:
         """A line that is no event: nix before it knows how to log, or a program that it has started."""
         text = _readable(line)
         if text.startswith("error: "):
-            self.errors.append(text.removeprefix("error: "))
+            self.errors.append(_ERROR.sub("", text))
         return text or None
 
     def _event(self, event: dict[str, Any]) -> str | None:
@@ -148,7 +149,7 @@ class Told:
 
     def _message(self, level: int, text: str) -> str | None:
         if level == 0 and text:
-            self.errors.append(text.removeprefix("error: "))
+            self.errors.append(_ERROR.sub("", text))
         return text or None
 
 

@@ -13,9 +13,10 @@ LONGEST = 600
 
 _UNREACHABLE = (
     r"unable to download|resolve host|could not connect|failed to connect|connection (refused|timed out|reset)"
-    r"|network is unreachable|SSL|unable to access 'https?:"
+    r"|network is unreachable|SSL (connect|peer|certificate)|unable to access 'https?:"
 )
 _KNOWN: tuple[tuple[str, type[MvmError], str], ...] = (
+    (r"hash mismatch", MvmError, "what a server gave is not what the flake pins: tell who keeps the flake"),
     (
         r"daemon-socket|cannot connect to socket|daemon disconnected",
         Unavailable,
@@ -57,19 +58,20 @@ _KNOWN: tuple[tuple[str, type[MvmError], str], ...] = (
         Unavailable,
         "this host cannot build for that system: build on another one, or give Nix a remote builder",
     ),
-    (r"hash mismatch", MvmError, "what a server gave is not what the flake pins: tell who keeps the flake"),
     (r"No such file or directory|does not exist", InvalidInput, "is the flake where the pool says it is?"),
     (r"interrupted by the user", Unavailable, "something has ended nix: try again"),
 )
 """What nix says, whose fault that is, and what to do; the first that is found counts."""
-_BUILDER_FAILED = re.compile(
-    r"builder for '|Cannot build '|builder failed|build of '.*' failed|dependenc\w+ .*failed", re.IGNORECASE
-)
+_BUILDER_FAILED = re.compile(r"builder for '.*' failed|Cannot build '|builder failed", re.IGNORECASE)
+_WITH_LAST_LINES = re.compile(r"[;.]?\s*last \d+ log lines:.*", re.IGNORECASE | re.DOTALL)
+"""What nix repeats of a builder's log in its error; here it comes once."""
+_REASON = re.compile(r"(?:^|\s)error: ")
+"""Newer versions tell first where they were, and then what is wrong."""
 
 
 def explain(what: str, status: int, told: Told, log: Path | None) -> MvmError:
     """The error of a run of nix that has failed; `log` is where all that it told can be read."""
-    said = f"{what} failed: {first_error(told, status)}"
+    said = f"{what} failed: {reason(told, status)}"
     whole = f"the whole log is {log}" if log else "try it by hand"
     if any(_BUILDER_FAILED.search(error) for error in told.errors):
         last = " / ".join(list(told.tail)[-SHOWN_LINES:])
@@ -81,11 +83,12 @@ def explain(what: str, status: int, told: Told, log: Path | None) -> MvmError:
     return MvmError(said, hint=whole)
 
 
-def first_error(told: Told, status: int) -> str:
-    """What went wrong in a line."""
-    if not told.errors:
-        return f"nix ended with status {status} and said nothing"
-    return _short(" ".join(told.errors[-1].split()))
+def reason(told: Told, status: int) -> str:
+    """What went wrong, in a line: the builder that failed first, else what nix said at the end."""
+    failed = (error for error in told.errors if _BUILDER_FAILED.search(error))
+    error = next(failed, told.errors[-1] if told.errors else "")
+    line = " ".join(_WITH_LAST_LINES.sub("", error).split())
+    return _short(_REASON.split(line)[-1]) or f"nix ended with status {status} and said nothing"
 
 
 def lacks_attribute(told: Told) -> bool:

@@ -14,7 +14,7 @@ from mvm.image.nix.explain import lacks_attribute
 from mvm.image.nix.own import INPUT, own_flake
 from mvm.image.nix.profiles import Profiles
 from mvm.image.nix.program import Nix
-from mvm.model.errors import MvmError, Unavailable
+from mvm.model.errors import InvalidInput, MvmError, Unavailable
 from mvm.model.roles import Role
 from mvm.openclaw.install import Progress
 
@@ -65,6 +65,11 @@ class Lookup:
         A flake with `mvm-profiles.toml` has packages for roles; one without has `tenant-<profile>`, or it is an
         application, which mvm's own flake takes in.
         """
+        if (directory := reference.directory_of(named)) and not (directory / "flake.nix").is_file():
+            # Looked for here, because nix would first copy whatever the directory holds to where everybody reads it.
+            raise InvalidInput(
+                f"there is no flake.nix in '{directory}'", hint="is the flake where the pool says it is?"
+            )
         flake = self._locked(named) if named else self._own()
         profiles = flake.profiles()
         if profiles is None:
@@ -117,8 +122,9 @@ class Lookup:
             on_progress=self._on_progress,
         )
         try:
-            url, store, locked, locks = str(found["url"]), Path(found["path"]), found["locked"], found["locks"]
+            url, locked, locks = str(found["url"]), found["locked"], found["locks"]
             subdirectory = str(locked.get("dir", ""))
+            store_path = Path(found.get("path") or self._fetched(url, called))
         except (KeyError, TypeError, AttributeError):
             raise Unavailable(
                 f"{what}: nix does not say where it is", hint=f"is this a nix of another kind? See {self._nix.log}"
@@ -128,11 +134,17 @@ class Lookup:
             called=called,
             url=url,
             lock_hash=hashlib.sha256(content.encode()).hexdigest(),
-            store_path=store,
+            store_path=store_path,
             subdirectory=subdirectory,
             options=options,
             application=application,
         )
+
+    def _fetched(self, url: str, called: str) -> str:
+        """Where the sources of a flake are, by a nix that does not put them into its store before it is told to."""
+        what = f"fetching {called}"
+        found = self._nix.ask_json(["flake", "prefetch", "--json", url], what=what, on_progress=self._on_progress)
+        return str(found["storePath"])
 
     def _packages(self, flake: Flake) -> list[str]:
         """Names of the flake's packages for this host."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from pathlib import Path
+from urllib.parse import parse_qs
 
 from mvm.model.errors import InvalidInput, Unavailable
 
@@ -13,6 +15,7 @@ LONGEST = 1000
 
 _PROFILE = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?")
 _RELATIVE = re.compile(r"[.~]|(?:path|git\+file):(?!/)")
+_DIRECTORY = re.compile(r"(?:path:)?(/[^?]*)(?:\?(.*))?")
 _FORMS = "'github:OWNER/REPOSITORY', 'git+https://...' or 'path:/absolute/directory'"
 
 
@@ -33,6 +36,12 @@ def check_flake(flake: str) -> str:
             hint="name it like 'path:/absolute/directory'",
         )
     return flake
+
+
+def directory_of(flake: str) -> Path | None:
+    """Where `flake.nix` must be, of a flake that is a directory of this host."""
+    found = _DIRECTORY.fullmatch(flake)
+    return Path(found[1], *parse_qs(found[2] or "").get("dir", [])) if found else None
 
 
 def check_profile(profile: str) -> str:
