@@ -14,7 +14,7 @@ from mvm.image.base import BuildRequest, Inputs, Manifest, OnProgress, Readiness
 from mvm.image.builders import NIX_FLAKE
 from mvm.image.nix import artifacts, program, reference
 from mvm.image.nix.flakes import Flake, Lookup
-from mvm.image.nix.program import Nix
+from mvm.image.nix.program import Nix, as_json
 from mvm.model.errors import MvmError, Unavailable
 from mvm.model.roles import Role
 from mvm.openclaw.install import Progress
@@ -109,13 +109,13 @@ class NixBuilder:
         with tempfile.TemporaryDirectory(prefix="build-", dir=self._cache) as directory:
             # The link keeps Nix's own garbage collection off what is copied.
             link = Path(directory) / _LINK
-            built = inputs.nix.ask_json(
+            text = inputs.nix.ask(
                 ["build", *inputs.flake.installable(inputs.source.attribute), "--out-link", str(link), "--json"],
                 what=what,
                 on_progress=on_progress,
                 limit=self._limit,
             )
-            if (gave := _derivation_of(built)) != inputs.source.derivation:
+            if (gave := _derivation_of(as_json(text, what))) != inputs.source.derivation:
                 raise Unavailable(
                     f"{what} gave something else than was found at first: {gave or 'nothing'}",
                     hint="the flake, or what it takes in and does not lock, has changed meanwhile: try again",

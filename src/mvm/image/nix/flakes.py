@@ -13,7 +13,7 @@ from mvm.image.nix.events import Told
 from mvm.image.nix.explain import lacks_attribute
 from mvm.image.nix.own import INPUT, own_flake
 from mvm.image.nix.profiles import Profiles
-from mvm.image.nix.program import Nix
+from mvm.image.nix.program import Nix, as_json
 from mvm.model.errors import InvalidInput, MvmError, Unavailable
 from mvm.model.roles import Role
 from mvm.openclaw.install import Progress
@@ -116,11 +116,12 @@ class Lookup:
         """The flake as it is now, so that everything after this sees the same."""
         called = called or f"the flake '{address}'"
         what = f"reading {called}"
-        found = self._nix.ask_json(
+        text = self._nix.ask(
             ["flake", "metadata", "--json", "--no-write-lock-file", *options, address],
             what=what,
             on_progress=self._on_progress,
         )
+        found = as_json(text, what)
         try:
             url, locked, locks = str(found["url"]), found["locked"], found["locks"]
             subdirectory = str(locked.get("dir", ""))
@@ -143,21 +144,22 @@ class Lookup:
     def _fetched(self, url: str, called: str) -> str:
         """Where the sources of a flake are, by a nix that does not put them into its store before it is told to."""
         what = f"fetching {called}"
-        found = self._nix.ask_json(["flake", "prefetch", "--json", url], what=what, on_progress=self._on_progress)
-        return str(found["storePath"])
+        text = self._nix.ask(["flake", "prefetch", "--json", url], what=what, on_progress=self._on_progress)
+        return str(as_json(text, what)["storePath"])
 
     def _packages(self, flake: Flake) -> list[str]:
         """Names of the flake's packages for this host."""
+        what = f"asking {flake.called} what it offers"
         try:
-            names = self._nix.ask_json(
+            text = self._nix.ask(
                 ["eval", "--json", *flake.installable(f"packages.{self._system}"), "--apply", "builtins.attrNames"],
-                what=f"asking {flake.called} what it offers",
+                what=what,
                 on_progress=self._on_progress,
                 on_failure=_none_such,
             )
         except _NoneSuch:
             return []
-        return [str(name) for name in names]
+        return [str(name) for name in as_json(text, what)]
 
 
 class _NoneSuch(MvmError):

@@ -122,23 +122,15 @@ class Nix:
             output.seek(0)
             return output.read().decode(errors="replace")
 
-    def ask_json(
-        self,
-        arguments: Sequence[str],
-        *,
-        what: str,
-        on_progress: OnProgress,
-        limit: float = QUERY_SECONDS,
-        on_failure: OnFailure = _nothing_better,
-    ) -> Any:
-        """The same for what is printed as JSON."""
-        text = self.ask(arguments, what=what, on_progress=on_progress, limit=limit, on_failure=on_failure)
-        try:
-            return json.loads(text)
-        except ValueError:
-            raise Unavailable(
-                f"{what} gave no JSON: {text[:100]!r}", hint="is this a nix of another kind? `nix --version`"
-            ) from None
+
+def as_json(text: str, what: str) -> Any:
+    """What nix printed, as values."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise Unavailable(
+            f"{what} gave no JSON: {text[:100]!r}", hint="is this a nix of another kind? `nix --version`"
+        ) from None
 
 
 def _write(log: IO[str], texts: Sequence[str | None]) -> None:
