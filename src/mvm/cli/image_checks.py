@@ -47,7 +47,7 @@ def image_builder(readiness: Readiness) -> Finding:
 
 
 def nix_builder(builder: NixBuilder) -> Finding:
-    """Whether flakes can be built, found out by having nix write into its store."""
+    """Whether flakes can be built, found out by having nix open its store."""
     name, matters = (
         "nix",
         "with it a pool's `flake` is what its image is built from; else it is made of Debian's packages",
@@ -60,9 +60,7 @@ def nix_builder(builder: NixBuilder) -> Finding:
         builder.reach()
     except MvmError as error:
         return Finding(name=name, verdict=Verdict.WARNING, found=error.message, matters=matters, remedy=error.hint)
-    return Finding(
-        name=name, verdict=Verdict.OK, found=f"{readiness.reason}, and writes into its store", matters=matters
-    )
+    return Finding(name=name, verdict=Verdict.OK, found=f"{readiness.reason}, and opens its store", matters=matters)
 
 
 def kernel_package(directory: Path) -> Finding:

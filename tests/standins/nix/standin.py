@@ -19,7 +19,8 @@ FEATURES = ("--extra-experimental-features", "nix-command flakes")
 FLAGS = {
     "flake metadata": {"--json": 0, "--no-write-lock-file": 0, "--override-input": 2},
     "flake prefetch": {"--json": 0},
-    "eval": {"--json": 0, "--no-write-lock-file": 0, "--override-input": 2, "--apply": 1, "--expr": 1},
+    "eval": {"--json": 0, "--no-write-lock-file": 0, "--override-input": 2, "--apply": 1},
+    "ping-store": {},
     "path-info": {"--derivation": 0, "--no-write-lock-file": 0, "--override-input": 2},
     "build": {"--json": 0, "--no-write-lock-file": 0, "--override-input": 2, "--out-link": 1},
 }
@@ -63,6 +64,7 @@ def main(arguments: list[str]) -> None:
         "flake metadata": metadata,
         "flake prefetch": prefetch,
         "eval": evaluate,
+        "ping-store": ping_store,
         "path-info": path_info,
         "build": build,
     }
@@ -159,12 +161,14 @@ def attribute(options: dict[str, list[str]], installable: str) -> Any:
 
 
 def evaluate(options: dict[str, list[str]], values: list[str]) -> None:
-    if options.get("--expr") == ['builtins.toFile "mvm-doctor" ""'] and not values:
-        print(json.dumps("/nix/store/z0ds9iavs6q75b7346k2m63ncnx0g98c-mvm-doctor"))
-        return
     if options.get("--apply") != ["builtins.attrNames"]:
         plainly("this stand-in evaluates names of attributes only")
     print(json.dumps(sorted(attribute(options, *values))))
+
+
+def ping_store(_options: dict[str, list[str]], _values: list[str]) -> None:
+    event(action="msg", level=1, msg="warning: 'ping-store' is a deprecated alias for 'store ping'")
+    event(action="msg", level=2, msg="Store URL: local")
 
 
 def path_info(options: dict[str, list[str]], values: list[str]) -> None:

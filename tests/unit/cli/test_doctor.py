@@ -124,7 +124,9 @@ def test_nix_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world.install()
     monkeypatch.setattr(program, "search_path", lambda: f"{world.program.parent}:/usr/bin:/bin")
     assert image_checks.nix_builder(NixBuilder(tmp_path)).verdict is Verdict.OK
-    world.failing["eval"] = "cannot connect to socket at '/nix/var/nix/daemon-socket/socket': No such file or directory"
+    world.failing["ping-store"] = (
+        "cannot connect to socket at '/nix/var/nix/daemon-socket/socket': No such file or directory"
+    )
     world.save()
     found = image_checks.nix_builder(NixBuilder(tmp_path))
     assert found.verdict is Verdict.WARNING

@@ -176,7 +176,7 @@ def test_an_application_goes_into_mvms_own_flake(
     write_flake(
         checkout / "nix",
         f"{IMAGE} = {taken_in};",
-        inputs=f'inputs.application.url = "{none}";',
+        inputs=f'inputs.default.url = "{none}"; inputs.application.follows = "default";',
         arguments=", application",
     )
     monkeypatch.setenv(own.VARIABLE, own_flake(tmp_path / "packed", checkout))
@@ -289,6 +289,6 @@ def test_the_store_is_reached_and_a_daemon_that_is_not_there_is_told(
 ) -> None:
     nix.reach()
     monkeypatch.setenv("NIX_REMOTE", "daemon")
-    with pytest.raises(Unavailable, match="writing into Nix's store failed") as failed:
+    with pytest.raises(Unavailable, match="opening Nix's store failed") as failed:
         nix.reach()
     assert "nix-daemon" in (failed.value.hint or "")

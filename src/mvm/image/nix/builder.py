@@ -28,7 +28,6 @@ STALE_SECONDS = 30 * 24 * 3600.0
 """A log, or a packed flake of mvm's, that no build needed for this long is garbage."""
 
 _LINK = "result"
-_WRITING = 'builtins.toFile "mvm-doctor" ""'
 _INSTALL = 'install Nix (https://nixos.org/download; on Debian: apt-get install nix-bin), or say flake = "debian:"'
 
 
@@ -65,9 +64,9 @@ class NixBuilder:
         return self._probed[1]
 
     def reach(self) -> None:
-        """Have nix write into its store, by its daemon where there is one; what keeps it from that is raised."""
-        nix = Nix(self._program(), None)
-        nix.ask(["eval", "--json", "--expr", _WRITING], what="writing into Nix's store", on_progress=_ignore)
+        """Have nix open its store, by its daemon where there is one; what keeps it from that is raised."""
+        # By the old name of `nix store ping`, which has become `nix store info`: every version knows it.
+        Nix(self._program(), None).ask(["ping-store"], what="opening Nix's store", on_progress=_ignore)
 
     def resolve(self, request: BuildRequest, on_progress: OnProgress) -> Inputs:
         named = "" if request.flake in ("", NIX_FLAKE) else reference.check_flake(request.flake)
