@@ -25,7 +25,7 @@ from mvm.guest.logfiles import LogFile
 from mvm.guest.paths import GuestPaths, real, write_atomically
 from mvm.guest.services import Programs, Role, Service
 from mvm.guest.supervised import SupervisedService
-from mvm.guest.supervisor_socket import OperationRefused, SupervisorSocket
+from mvm.guest.supervisor_socket import OperationRefused, SupervisorSocket, seconds_of
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Supervisor:
         if operation == "status":
             return self._status()
         if operation == "shutdown":
-            grace = _seconds(request, "grace_seconds", DEFAULT_GRACE_SECONDS)
+            grace = seconds_of(request, "grace_seconds", DEFAULT_GRACE_SECONDS)
             await asyncio.shield(self._begin_shutdown(grace))
             return {"killed": [name for name, each in self._services.items() if each.killed]}
         if self._shutdown is not None:
@@ -162,7 +162,7 @@ class Supervisor:
             raise OperationRefused(f"there is no such service; the services are {', '.join(self._services)}")
         if self._frozen:
             raise OperationRefused("the guest is frozen")
-        grace = _seconds(request, "grace_seconds", supervised.service.stop_seconds)
+        grace = seconds_of(request, "grace_seconds", supervised.service.stop_seconds)
         if operation in ("stop", "restart"):
             await supervised.stop(grace)
         if operation in ("start", "restart"):
@@ -313,13 +313,6 @@ async def clear_leftovers(paths: GuestPaths) -> tuple[int, int]:
     await processes.wait_until_ended([process.identity for process in found], LEFTOVER_GRACE_SECONDS)
     left = len(await processes.kill_all(find))
     return len(found) - left, left
-
-
-def _seconds(request: Mapping[str, Any], key: str, default: float) -> float:
-    value = request.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 3600:
-        raise OperationRefused(f"{key} has to be a number of seconds between 0 and 3600")
-    return float(value)
 
 
 def main(environment: Mapping[str, str]) -> int:
