@@ -16,6 +16,7 @@ from typing import Any
 
 from mvm.guest import logfiles, processes
 from mvm.guest.paths import GuestPaths
+from mvm.guest.stopping import in_ranks
 from mvm.guest.supervised import ServiceState, describe_exit
 from mvm.guest.supervisor_socket import OperationRefused, SupervisorSocket, seconds_of
 from mvm.guest.units import UNITS, Unit
@@ -29,8 +30,6 @@ MAX_SAID = 300
 _PROPERTIES = "Id,LoadState,ActiveState,SubState,MainPID,NRestarts,ExecMainCode,ExecMainStatus"
 _EXITED = 1
 """`CLD_EXITED`; other codes are signals."""
-_KILLED_BY_US = 0.1
-"""Seconds of grace below which there is no use in asking first."""
 
 
 class SystemdSupervisor:
@@ -113,21 +112,22 @@ class SystemdSupervisor:
 
     async def _shut_down(self, grace: float) -> None:
         """Stop rank by rank, OpenClaw first, within about `grace` seconds."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + grace
-        present = set(await self._services())
-        stopped_now = [u for u in self._units.values() if u.stop_rank is not None and u.short in present]
-        for rank in sorted({unit.stop_rank for unit in stopped_now if unit.stop_rank is not None}):
-            seconds = max(_KILLED_BY_US, deadline - loop.time())
-            results = await asyncio.gather(
-                *(self._stop(unit, min(seconds, unit.stop_seconds)) for unit in stopped_now if unit.stop_rank == rank),
-                return_exceptions=True,
-            )
-            for result in results:
-                if isinstance(result, OperationRefused):  # the machine's end takes it along
-                    log.error("%s", result)
-                elif isinstance(result, BaseException):
-                    raise result
+        present = await self._services()
+        await in_ranks(
+            (
+                (unit.stop_rank, unit)
+                for unit in self._units.values()
+                if unit.stop_rank is not None and unit.short in present
+            ),
+            grace,
+            self._stop_for_good,
+        )
+
+    async def _stop_for_good(self, unit: Unit, seconds: float) -> None:
+        try:
+            await self._stop(unit, min(seconds, unit.stop_seconds))
+        except OperationRefused as error:  # the machine's end takes it along
+            log.error("%s", error)
 
     async def _status(self) -> dict[str, Any]:
         return {
