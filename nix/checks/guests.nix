@@ -12,6 +12,7 @@ let
     boot.initrd.availableKernelModules = [ "erofs" ];
     boot.kernelModules = [ "erofs" ];
     services.udev.enable = true;
+    environment.systemPackages = [ pkgs.socat ];
     virtualisation.memorySize = 2048;
   };
   node = module: role: {

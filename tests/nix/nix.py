@@ -1,0 +1,93 @@
+"""Runs the real `nix`, offline, with a store of its own that is thrown away."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FLAKE = REPOSITORY / "nix"
+STAND_IN = Path(__file__).parent / "nixpkgs"
+LIMIT_SECONDS = 90
+PACKED = ("nix", "src", "pyproject.toml", "README.md", "LICENSE")
+"""What the flake reads of the repository."""
+
+needs_nix = pytest.mark.skipif(
+    shutil.which("nix-instantiate") is None or shutil.which("nix") is None,
+    reason="nix is not installed (Debian: apt-get install nix-bin)",
+)
+
+
+class NixFailed(Exception):
+    """What nix says instead of an answer."""
+
+
+class Nix:
+    """One nix with its store in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._environment = {
+            **os.environ,
+            "HOME": str(directory / "home"),
+            "XDG_CACHE_HOME": str(directory / "cache"),
+            "NIX_STORE_DIR": str(directory / "store"),
+            "NIX_STATE_DIR": str(directory / "state"),
+            "NIX_LOG_DIR": str(directory / "log"),
+            "NIX_CONF_DIR": str(directory / "etc"),
+            "NIX_CONFIG": "experimental-features = nix-command flakes\nbuild-users-group =\nsandbox = false\n",
+            "NIX_PATH": "",
+            "NIX_REMOTE": "",
+        }
+        self._directory = directory
+        (directory / "home").mkdir()
+
+    def run(self, *command: str) -> str:
+        """What a command of nix prints. Raises `NixFailed` with what it says."""
+        result = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+        )
+        if result.returncode:
+            raise NixFailed(result.stderr)
+        return result.stdout
+
+    def parse(self, file: Path) -> None:
+        """Raise `NixFailed` for a file that is no Nix expression."""
+        self.run("nix-instantiate", "--parse", str(file))
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of an expression."""
+        return json.loads(self.run("nix-instantiate", "--eval", "--strict", "--json", "--expr", expression))
+
+    def archive(self) -> Path:
+        """The repository as mvm hands it to nix: what the flake reads, in one file."""
+        path = self._directory / "mvm.tar"
+        if not path.exists():
+            with tarfile.open(path, "w") as archive:
+                for name in PACKED:
+                    for file in _files(REPOSITORY / name):
+                        entry = tarfile.TarInfo(f"mvm/{file.relative_to(REPOSITORY).as_posix()}")
+                        content = file.read_bytes()
+                        entry.size = len(content)
+                        archive.addfile(entry, io.BytesIO(content))
+        return path
+
+    def flake(self, output: str, apply: str, *options: str) -> Any:
+        """An output of the flake with nixpkgs stood in for, and `apply` applied to it."""
+        address = f"file://{self.archive()}?dir=nix#{output}"
+        stood_in = ("--override-input", "nixpkgs", f"path:{STAND_IN}")
+        common = ("--offline", "--no-write-lock-file", "--json", *stood_in, *options)
+        return json.loads(self.run("nix", "eval", *common, address, "--apply", apply))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
