@@ -22,6 +22,7 @@ from mvm.image.base import INITRD, KERNEL, MANIFEST, ROOTFS
 from mvm.image.debian import initrd
 from mvm.image.debian.kernel import Kernel, modules
 from mvm.image.debian.rootfs import TIME
+from mvm.model.errors import MvmError
 
 OWN_INIT = "/usr/bin/python3 -I -S /opt/mvm/guest.pyz init"
 """What the initial RAM disk of the Debian image starts."""
@@ -82,7 +83,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         make(Description.read(Path(arguments[0])), Path(arguments[1]))
-    except CannotMake as error:
+    except (CannotMake, MvmError) as error:
         print(f"make_image: {error}", file=sys.stderr)
         return 1
     return 0

@@ -77,13 +77,14 @@ def test_openclaw_is_what_mvms_lock_names_by_its_digests(nix: Nix) -> None:
     """No digest is written into the flake: Nix checks what npm fetches against those of the lock."""
     found = nix.flake(
         "packages.x86_64-linux.openclaw",
-        "package: builtins.mapAttrs (_: tarball: { inherit (tarball) outputHash name; }) package.tarballs",
+        "package: builtins.mapAttrs (_: tarball: { inherit (tarball) outputHash name drvPath; }) package.tarballs",
     )
     wanted = {path for path, package in LOCK.items() if "integrity" in package and not package.get("optional")}
     assert set(found) == wanted
     for path, tarball in found.items():
         assert tarball["outputHash"] == LOCK[path]["integrity"]
         assert len(base64.b64decode(tarball["outputHash"].removeprefix("sha512-"), validate=True)) == 64
+        assert tarball["drvPath"].endswith(".tgz.drv"), "nix takes the digest for one"
         assert tarball["name"].endswith(f"-{LOCK[path]['version']}.tgz")
 
 

@@ -46,6 +46,8 @@ MOUNTS: tuple[tuple[str, str, str, MountFlag, str], ...] = (
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", _CLOSED, ""),
 )
 """Source, place, kind, flags and options, in order."""
+SYSTEMDS_OWN = ("cgroup2", "devpts")
+"""Kinds that systemd has mounted itself, in its own way, where it is the first process."""
 
 SETTINGS: tuple[tuple[str, str], ...] = (
     ("kernel/panic", "1"),
@@ -156,8 +158,8 @@ def prepare(environment: Mapping[str, str]) -> int:
         return 1
     console = Console()
     attempt = _attempts(console)
-    # With the flags that they have in every guest; control groups are systemd's.
-    _mount_all(console, tuple(mount for mount in MOUNTS if mount[2] != "cgroup2"))
+    # With the flags that they have in every guest; the rest is as systemd needs it.
+    _mount_all(console, tuple(mount for mount in MOUNTS if mount[2] not in SYSTEMDS_OWN))
     attempt("keyboard", kernel.keep_keyboard_quiet)
     attempt("swap", swap.begin)
     console.stage("kernel")
