@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mvm.image.nix.own import own_flake
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 FLAKE = REPOSITORY / "nix"
 STAND_IN = Path(__file__).parent / "nixpkgs"
 LIMIT_SECONDS = 90
-PACKED = ("nix", "src", "pyproject.toml", "README.md", "LICENSE")
-"""What the flake reads of the repository."""
 
 needs_nix = pytest.mark.skipif(
     shutil.which("nix-instantiate") is None or shutil.which("nix") is None,
@@ -66,28 +64,9 @@ class Nix:
         """The value of an expression."""
         return json.loads(self.run("nix-instantiate", "--eval", "--strict", "--json", "--expr", expression))
 
-    def archive(self) -> Path:
-        """The repository as mvm hands it to nix: what the flake reads, in one file."""
-        path = self._directory / "mvm.tar"
-        if not path.exists():
-            with tarfile.open(path, "w") as archive:
-                for name in PACKED:
-                    for file in _files(REPOSITORY / name):
-                        entry = tarfile.TarInfo(f"mvm/{file.relative_to(REPOSITORY).as_posix()}")
-                        content = file.read_bytes()
-                        entry.size = len(content)
-                        archive.addfile(entry, io.BytesIO(content))
-        return path
-
     def flake(self, output: str, apply: str, *options: str) -> Any:
-        """An output of the flake with nixpkgs stood in for, and `apply` applied to it."""
-        address = f"file://{self.archive()}?dir=nix#{output}"
+        """An output of the flake, as mvm packs it for nix, with nixpkgs stood in for and `apply` applied to it."""
+        address = f"{own_flake(self._directory / 'flake', REPOSITORY)}#{output}"
         stood_in = ("--override-input", "nixpkgs", f"path:{STAND_IN}")
         common = ("--offline", "--no-write-lock-file", "--json", *stood_in, *options)
         return json.loads(self.run("nix", "eval", *common, address, "--apply", apply))
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)

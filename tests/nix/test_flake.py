@@ -12,6 +12,9 @@ import pytest
 from tests.nix.nix import FLAKE, REPOSITORY, Nix, needs_nix
 
 from mvm.image.debian import initrd
+from mvm.image.nix import reference
+from mvm.image.nix.own import INPUT
+from mvm.image.nix.profiles import Profiles
 from mvm.model.roles import Role
 
 pytestmark = needs_nix
@@ -31,6 +34,17 @@ def test_it_has_an_image_for_every_role_and_profile(nix: Nix) -> None:
     for system in SYSTEMS:
         images = {name for name in found[system] if name.startswith("tenant-")}
         assert images == IMAGES, "roles of the enum and images of the flake differ"
+
+
+def test_every_image_is_where_the_builder_looks_for_it(nix: Nix) -> None:
+    profiles = Profiles.read(REPOSITORY, "nix", "mvm's own flake")
+    assert profiles is not None
+    for role in BUILT:
+        for profile in PROFILES:
+            profiles.check("mvm's own flake", role, profile)
+            assert reference.output(role, profile) in IMAGES
+    inputs = nix.evaluate(f"builtins.attrNames (import {FLAKE}/flake.nix).inputs")
+    assert set(inputs) == {"nixpkgs", INPUT}
 
 
 def test_it_has_the_modules_of_the_contract_and_the_hosts(nix: Nix) -> None:

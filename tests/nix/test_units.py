@@ -115,7 +115,7 @@ def test_it_gets_the_same_environment(world: World, service: Service) -> None:
     debian = services.launch(_without_secrets(service), GuestPaths(), DEBIAN, {"LANG": "C.UTF-8", "PATH": "/bin"})
     own = {name: unit["environment"].get(name) for name in debian.environment}
     if service.program is Program.OPENCLAW:
-        fixed = services.fixed_environment(service, GuestPaths(), {"LANG": "C.UTF-8", "PATH": "/bin"})
+        fixed = services.fixed_environment(service, GuestPaths(), DEBIAN, {"LANG": "C.UTF-8", "PATH": "/bin"})
         own |= fixed
         assert unit["serviceConfig"]["EnvironmentFile"] == ["/run/openclaw/env", "/run/openclaw/fixed-env"]
     assert own | {"PATH": "/bin"} == debian.environment

@@ -29,7 +29,6 @@ PROGRAMS = Programs(
 )
 """Where programs are in every image, whoever built it: the host knows these places too."""
 PATH = f"/run/current-system/sw/bin:{services.DEFAULT_PATH}"
-PLUGIN = "/opt/mvm/openclaw-plugin"
 CHECK_PROGRAM = "/sbin/e2fsck"
 KERNEL_ARGUMENTS = ("rootfstype=erofs", "systemd.crash_action=reboot", "systemd.show_status=no")
 """A machine whose first process fails ends, as it does with mvm's own."""
@@ -74,7 +73,7 @@ def _programs() -> dict[str, str]:
         "zipapp": PROGRAMS.zipapp,
         "node": PROGRAMS.node,
         "openclaw": PROGRAMS.openclaw,
-        "plugin": PLUGIN,
+        "plugin": PROGRAMS.plugin,
         "check": CHECK_PROGRAM,
     }
 
