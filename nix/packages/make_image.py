@@ -26,8 +26,17 @@ from mvm.model.errors import MvmError
 
 OWN_INIT = "/usr/bin/python3 -I -S /opt/mvm/guest.pyz init"
 """What the initial RAM disk of the Debian image starts."""
-BEFORE_NIXOS = "mount -t tmpfs -o mode=0755,nosuid,nodev run /root/run || fail"
-"""NixOS expects `/run` to be there when its own initial RAM disk is not."""
+GOING_ON = f"exec /bin/busybox switch_root /root {OWN_INIT}\n"
+"""Last line of the Debian image's script."""
+INTO_NIXOS = """mount -t tmpfs -o mode=0755,nosuid,nodev run /root/run || fail "there is no place for /run"
+system=@system@
+# A system made for an initial RAM disk with systemd in it is activated from outside; another one does it by itself.
+if [ -e "/root$system/prepare-root" ]; then
+    IN_NIXOS_SYSTEMD_STAGE1=true /bin/busybox chroot /root "$system/prepare-root" || fail "NixOS cannot be activated"
+fi
+exec /bin/busybox switch_root /root "$system/init"
+"""
+"""What NixOS expects of an initial RAM disk, whichever of its own two kinds the system was made for."""
 STORE = "nix/store"
 PLACES = ("data", "dev", "etc/mvm-config", "proc", "root", "run", "sys", "tmp", "usr/bin", "var", STORE)
 """Directories of the root; of all else NixOS makes what it needs."""
@@ -111,11 +120,9 @@ def make_kernel(description: Description, target: Path) -> None:
 def first_program(toplevel: str) -> bytes:
     """The script of the initial RAM disk, going on with NixOS. Raises `CannotMake` when there is another script."""
     script = initrd.script().decode()
-    going_on = f"exec /bin/busybox switch_root /root {OWN_INIT}"
-    if script.count(going_on) != 1:
-        raise CannotMake(f"the script of the initial RAM disk does not end with {going_on!r}")
-    before = f'{BEFORE_NIXOS} "no place for /run"'
-    return script.replace(going_on, f"{before}\nexec /bin/busybox switch_root /root {toplevel}/init").encode()
+    if not script.endswith(GOING_ON) or script.count(GOING_ON) != 1:
+        raise CannotMake(f"the script of the initial RAM disk does not end with {GOING_ON!r}")
+    return (script.removesuffix(GOING_ON) + INTO_NIXOS.replace("@system@", toplevel)).encode()
 
 
 def make_initrd(description: Description, target: Path) -> tuple[str, ...]:

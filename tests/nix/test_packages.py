@@ -119,10 +119,19 @@ def test_a_package_that_is_no_openclaw_is_refused(tmp_path: Path, capsys: pytest
 
 
 def test_the_initial_ram_disk_goes_on_with_nixos_and_is_otherwise_the_debian_images() -> None:
-    theirs, ours = initrd.script().decode().splitlines(), make_image.first_program("/nix/store/x-nixos").decode()
-    assert ours.splitlines()[:-2] == theirs[:-1]
-    assert ours.splitlines()[-1] == "exec /bin/busybox switch_root /root /nix/store/x-nixos/init"
-    assert "mvm/guest.pyz" not in ours
+    theirs = initrd.script().decode().splitlines()
+    ours = make_image.first_program("/nix/store/x-nixos").decode().splitlines()
+    assert ours[: len(theirs) - 1] == theirs[:-1]
+    assert "system=/nix/store/x-nixos" in ours
+    assert ours[-1] == 'exec /bin/busybox switch_root /root "$system/init"'
+    assert "guest.pyz" not in "\n".join(ours)
+
+
+@pytest.mark.skipif(not initrd.BUSYBOX.exists(), reason="busybox is not installed (make setup-vm)")
+def test_its_shell_can_read_it(tmp_path: Path) -> None:
+    script = tmp_path / "init"
+    script.write_bytes(make_image.first_program("/nix/store/x-nixos"))
+    subprocess.run([initrd.BUSYBOX, "sh", "-n", script], check=True)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +202,7 @@ def test_an_image_holds_just_the_files_of_a_revision(tmp_path: Path, monkeypatch
     assert {name: file.size for name, file in manifest.files.items()} == {
         name: (target / name).stat().st_size for name in FILES
     }
-    assert b"abc-nixos-26.05/init" in (target / INITRD).read_bytes()
+    assert b"abc-nixos-26.05" in (target / INITRD).read_bytes()
     listed = subprocess.run(
         ["dump.erofs", "--ls", "--path=/opt/mvm", target / "rootfs.erofs"], capture_output=True, text=True, check=True
     ).stdout

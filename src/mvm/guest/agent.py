@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -20,6 +19,7 @@ from mvm.guest.paths import GuestPaths
 from mvm.guest.router_host import Events, Host
 from mvm.guest.services import Programs
 from mvm.guest.sleep_port import SleepPrepPort
+from mvm.guest.stopping import told_to_end
 from mvm.guest.supervisor_socket import OperationRefused, SupervisorClient, SupervisorUnreachable
 from mvm.guest.units import is_supervised_by_systemd
 from mvm.wire import messages, rpc
@@ -132,10 +132,7 @@ class Agent:
 
 async def serve(environment: Mapping[str, str]) -> None:
     """Run the agent until SIGTERM or SIGINT. Raises `OSError` or `ValueError` when it cannot."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = told_to_end()
     paths = GuestPaths.from_environment(environment)
     paths.prepare()
     programs, channel = Programs.from_environment(environment), open_channel(environment)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from mvm.guest.integrations import Integrations
 from mvm.guest.paths import GuestPaths
 from mvm.guest.router_host import Events, Host
 from mvm.guest.services import Programs
+from mvm.guest.stopping import told_to_end
 from mvm.guest.supervisor_socket import (
     OperationRefused,
     SupervisorClient,
@@ -122,9 +122,7 @@ class IntegrationsClient:
 
 async def serve(environment: Mapping[str, str]) -> None:
     """Run until SIGTERM or SIGINT. Raises `OSError` or `ValueError` when it cannot."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = told_to_end()
     paths = GuestPaths.from_environment(environment)
     paths.prepare()
     channel = open_channel(environment)

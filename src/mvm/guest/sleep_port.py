@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Awaitable, Callable, Mapping
 
 from mvm.guest import config as config_files
 from mvm.guest.channel import AGENT_PORT, SLEEP_PREP_PORT, open_channel
 from mvm.guest.config import ConfigError
 from mvm.guest.paths import GuestPaths
+from mvm.guest.stopping import told_to_end
 from mvm.wire import messages, rpc
 from mvm.wire.frames import FrameError
 from mvm.wire.messages import SleepPrepAck
@@ -85,9 +85,7 @@ async def ask_agent(paths: GuestPaths, environment: Mapping[str, str]) -> SleepP
 
 async def serve(environment: Mapping[str, str]) -> None:
     """Serve the port apart from the agent until SIGTERM or SIGINT. Raises `OSError` or `ValueError` when it cannot."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = told_to_end()
     paths = GuestPaths.from_environment(environment)
     port = SleepPrepPort(lambda: ask_agent(paths, environment))
     server = await open_channel(environment).listen(SLEEP_PREP_PORT, port.serve)

@@ -1,8 +1,9 @@
-"""Stopping services in order, within one time for all of them."""
+"""Being told to end, and ending others in order, within one time for all of them."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
@@ -10,6 +11,14 @@ T = TypeVar("T")
 
 HELPERS_SHARE = 0.2
 """Share of the time that is kept for the agent and the router, which OpenClaw needs until it has ended."""
+
+
+def told_to_end() -> asyncio.Event:
+    """Set once this process gets SIGTERM or SIGINT; for the program's one event loop."""
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    return told
 
 
 async def in_ranks(

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from mvm.guest import logfiles, processes
 from mvm.guest.paths import GuestPaths
-from mvm.guest.stopping import in_ranks
+from mvm.guest.stopping import in_ranks, told_to_end
 from mvm.guest.supervised import ServiceState, describe_exit
 from mvm.guest.supervisor_socket import OperationRefused, SupervisorSocket, seconds_of
 from mvm.guest.units import UNITS, Unit
@@ -198,9 +197,7 @@ async def _systemctl(*arguments: str, may_fail: bool = False) -> str:
 
 async def serve(environment: Mapping[str, str]) -> None:
     """Run until SIGTERM or SIGINT. Raises `OSError` or `ValueError` when it cannot."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = told_to_end()
     paths = GuestPaths.from_environment(environment)
     paths.prepare()
     await SystemdSupervisor(paths).run(stop)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from tests.unit.guest.guest_world import until
 from tests.unit.guest.systemd_world import SystemdWorld
 
+from mvm.guest import __main__ as entry
 from mvm.guest import units
-from mvm.guest.services import parse_environment_file
+from mvm.guest.services import Program, parse_environment_file
 from mvm.guest.supervisor_socket import OperationRefused
 from mvm.guest.systemd import SystemdSupervisor
 from mvm.wire import messages
@@ -190,3 +192,18 @@ async def test_what_systemd_says_of_a_unit_is_what_the_supervisor_would_say(
     status = await SystemdSupervisor(world.paths)._status()
     expected = {"state": state, "pid": None, "start_time": None, "restarts": 2, "last_exit": last_exit}
     assert status["services"] == {"agent": expected}
+
+
+@pytest.mark.parametrize("step", ["environment", "openclaw-wake"])
+def test_a_step_without_a_configuration_fails_and_says_so(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MVM_GUEST_ROOT", str(tmp_path))
+    assert entry.main([step]) == 1
+    assert "config.json cannot be read" in capsys.readouterr().err
+
+
+def test_every_unit_runs_something_that_the_program_knows() -> None:
+    for unit in units.UNITS:
+        if unit.program is Program.GUEST:
+            assert all(f"{word}" in entry.USAGE for word in unit.arguments), unit.name
