@@ -72,7 +72,8 @@
         }
       );
 
-      nixosModules = {
+      # By their paths, so that one that is imported twice is one; nix wants no bare path here.
+      nixosModules = lib.mapAttrs (_: path: { imports = [ path ]; }) {
         mvm-baseline = ./guests/baseline.nix;
         mvm-role-gateway = ./roles/gateway.nix;
         mvm-role-worker = ./roles/worker.nix;

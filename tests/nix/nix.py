@@ -16,6 +16,7 @@ from mvm.image.nix.own import own_flake
 REPOSITORY = Path(__file__).resolve().parents[2]
 FLAKE = REPOSITORY / "nix"
 STAND_IN = Path(__file__).parent / "nixpkgs"
+STOOD_IN = ("--offline", "--no-write-lock-file", "--override-input", "nixpkgs", f"path:{STAND_IN}")
 LIMIT_SECONDS = 90
 
 needs_nix = pytest.mark.skipif(
@@ -66,7 +67,12 @@ class Nix:
 
     def flake(self, output: str, apply: str, *options: str) -> Any:
         """An output of the flake, as mvm packs it for nix, with nixpkgs stood in for and `apply` applied to it."""
-        address = f"{own_flake(self._directory / 'flake', REPOSITORY)}#{output}"
-        stood_in = ("--override-input", "nixpkgs", f"path:{STAND_IN}")
-        common = ("--offline", "--no-write-lock-file", "--json", *stood_in, *options)
-        return json.loads(self.run("nix", "eval", *common, address, "--apply", apply))
+        address = f"{self._own_flake()}#{output}"
+        return json.loads(self.run("nix", "eval", *STOOD_IN, "--json", *options, address, "--apply", apply))
+
+    def check_flake(self) -> None:
+        """Raise `NixFailed` for a flake whose outputs are not what nix expects under their names; builds nothing."""
+        self.run("nix", "flake", "check", *STOOD_IN, "--no-build", self._own_flake())
+
+    def _own_flake(self) -> str:
+        return own_flake(self._directory / "flake", REPOSITORY)

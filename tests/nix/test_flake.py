@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.nix.nix import FLAKE, REPOSITORY, Nix, needs_nix
+from tests.nix.nix import FLAKE, REPOSITORY, STAND_IN, Nix, needs_nix
 
 from mvm.image.debian import initrd
 from mvm.image.nix import reference
@@ -36,6 +36,10 @@ def test_it_has_an_image_for_every_role_and_profile(nix: Nix) -> None:
         assert images == IMAGES, "roles of the enum and images of the flake differ"
 
 
+def test_its_outputs_are_what_nix_expects_under_their_names(nix: Nix) -> None:
+    nix.check_flake()
+
+
 def test_every_image_is_where_the_builder_looks_for_it(nix: Nix) -> None:
     profiles = Profiles.read(REPOSITORY, "nix", "mvm's own flake")
     assert profiles is not None
@@ -57,9 +61,26 @@ def test_it_has_checks_for_whoever_has_nixpkgs(nix: Nix) -> None:
     assert found["x86_64-linux"] == {"guests": "vm-test-mvm-guests", "host": "vm-test-mvm-host"}
 
 
-def test_nodes_of_the_checks_can_be_put_together(nix: Nix) -> None:
-    found = nix.flake("checks.x86_64-linux.guests", "check: builtins.attrNames check.test.nodes")
-    assert found == ["bare", "person", "worker"]
+def evaluated_nodes(nix: Nix, check: str, look: str) -> Any:
+    """Something of the configuration of each machine of a check."""
+    system = f'(import {STAND_IN}/lib.nix).nixosSystem {{ system = "x86_64-linux"; modules = [ node ]; }}'
+    apply = f"check: builtins.mapAttrs (_: node: let inherit ({system}) config; in {look}) check.test.nodes"
+    return nix.flake(f"checks.x86_64-linux.{check}", apply, "--impure")
+
+
+def test_machines_of_the_checks_are_guests_with_their_drives(nix: Nix) -> None:
+    look = "[ config.services.mvm.guest.role (builtins.length config.virtualisation.qemu.options) ]"
+    assert evaluated_nodes(nix, "guests", look) == {
+        "bare": ["worker", 0],
+        "worker": ["worker", 6],
+        "person": ["capability-openclaw", 6],
+    }
+
+
+def test_the_machine_of_the_hosts_check_runs_the_agent_of_this_flake(nix: Nix) -> None:
+    found = evaluated_nodes(nix, "host", "config.systemd.services.mvm-agent.serviceConfig.ExecStart")
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    assert found["host"].endswith(f"-mvm-fleet-{version}/bin/mvm agent serve")
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -44,6 +44,7 @@ in
 {
   options = {
     boot = {
+      initrd.availableKernelModules = texts;
       initrd.enable = bool true;
       kernel.enable = bool true;
       kernel.sysctl = mkOption {
@@ -107,6 +108,9 @@ in
       timers = option (types.attrsOf (types.submodule { options.enable = bool true; })) { };
       tmpfiles.rules = texts;
     };
+    # Of NixOS's test machines.
+    virtualisation.memorySize = option types.ints.positive 1024;
+    virtualisation.qemu.options = texts;
     users = {
       allowNoPasswordLogin = bool false;
       groups = option (types.attrsOf (
