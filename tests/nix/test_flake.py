@@ -16,6 +16,7 @@ from mvm.image.nix import reference
 from mvm.image.nix.own import INPUT
 from mvm.image.nix.profiles import Profiles
 from mvm.model.roles import Role
+from mvm.openclaw.programs import MINIMUM_NODE
 
 pytestmark = needs_nix
 
@@ -147,9 +148,7 @@ def test_an_application_flake_without_one_leaves_npms(nix: Nix, tmp_path: Path) 
     assert json.loads(text)["openclaw"] == LOCK["node_modules/openclaw"]["version"]
 
 
-def test_node_is_new_enough_for_openclaw(nix: Nix) -> None:
-    from mvm.openclaw.programs import MINIMUM_NODE
-
+def test_node_is_new_enough_for_openclaw() -> None:
     assert f'least = "{".".join(map(str, MINIMUM_NODE))}"' in (FLAKE / "packages/nodejs.nix").read_text()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -123,8 +124,6 @@ def test_it_gets_the_same_environment(world: World, service: Service) -> None:
 
 
 def _without_secrets(service: Service) -> Service:
-    import dataclasses
-
     return dataclasses.replace(service, environment_file=False)
 
 
