@@ -18,8 +18,6 @@ from mvm.runtime.firecracker.versions import Features, Version, features
 from mvm.runtime.short_paths import Reachable
 
 CALL_SECONDS = 10.0
-SNAPSHOT_SECONDS = 300.0
-"""A snapshot writes all of the guest's memory to a disk that others use too."""
 CONNECT_SECONDS = 5.0
 _RETRY_SECONDS = 0.001
 _MAX_ANSWER_BYTES = 1024 * 1024

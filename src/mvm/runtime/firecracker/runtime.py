@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0
 """How long a connection to a guest port may wait for the guest: one that boots or wakes answers as soon as it can."""
 
+LOAD_SECONDS = 30.0
+"""A load takes milliseconds; on a host whose disk is busy it is waited for, because giving up costs the memory."""
+
 WhyNoKvm = Callable[[], Awaitable[str | None]]
 
 
@@ -203,7 +206,7 @@ class FirecrackerRuntime:
 
     async def _load(self, machine: Machine, client: Client) -> None:
         """Load what is in the room, and only when that has been taken, let it run."""
-        await client.tell(api.LOAD_SNAPSHOT, configuration.load(tap=tap_name(machine)))
+        await client.tell(api.LOAD_SNAPSHOT, configuration.load(tap=tap_name(machine)), seconds=LOAD_SECONDS)
         await client.tell(api.PATCH_VM, api.VmState(state="Resumed"))
 
     # Warm, asleep, copied

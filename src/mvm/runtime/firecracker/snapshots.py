@@ -7,14 +7,20 @@ the room when it is complete.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mvm.model.errors import MvmError
 from mvm.runtime import bases, saved, sparse
 from mvm.runtime.firecracker import api, files, memory_file
-from mvm.runtime.firecracker.client import SNAPSHOT_SECONDS, Client
 from mvm.runtime.firecracker.files import Files
 from mvm.runtime.firecracker.room import Room
 from mvm.runtime.saved import Snapshots
+
+if TYPE_CHECKING:
+    from mvm.runtime.firecracker.client import Client
+
+SNAPSHOT_SECONDS = 300.0
+"""A snapshot writes all of the guest's memory to a disk that others use too."""
 
 SNAPSHOTS = Snapshots(
     {
