@@ -6,7 +6,7 @@ RUNTIME ?=
 export MVM_PROGRAMS_DIR ?= $(CURDIR)/.mvm/programs
 export MVM_IMAGE_CACHE ?= $(CURDIR)/.mvm/image-cache
 
-.PHONY: help setup setup-vm quickstart test test-full test-vm lint format bench lock clean
+.PHONY: help setup setup-vm quickstart test test-full test-vm lint format bench lock render-nix clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -e 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ bench: setup  ## print the README's numbers
 
 lock: setup  ## make the lock files anew (ARGS=--upgrade lets newer versions in)
 	@.venv/bin/python scripts/lock.py $(ARGS)
+
+render-nix: setup  ## make nix/generated anew after a change of the guest's services, drives or settings
+	@.venv/bin/python scripts/render_nix.py
 
 clean:  ## remove what setup, tests and builds made in this checkout
 	rm -rf .venv .mvm .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -39,7 +39,7 @@ VM_PACKAGES = (
     "mount",
 )
 """Debian packages: QEMU, the networks' rules, and what builds images and drives."""
-CI_PACKAGES = ("chromium",)
+CI_PACKAGES = ("chromium", "nix-bin")
 """What only tests need, and skip where it is missing; continuous integration has them all."""
 APT_LISTS = Path("/var/lib/apt/lists")
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.simulation.world import ALICE, GATEWAYS, World
+from tests.simulation.world import ALICE, GATEWAYS, WORKERS, World
 from tests.standins.instant_runtime import Guest
+from tests.standins.waiting import until
 
 from mvm.host.bases import NOBODY
 from mvm.model.entities import Instance
-from mvm.model.errors import Unavailable
+from mvm.model.errors import Conflict, MvmError, Unavailable
 from mvm.model.ids import InstanceId
 from mvm.model.states import State
 from mvm.wire import messages
@@ -164,3 +166,56 @@ async def test_nobody_is_among_the_tenants(world: World) -> None:
     await world.worker()
     assert NOBODY not in world.catalog.tenants
     assert [i.tenant_id for i in world.catalog.instances.values()] == [ALICE]
+
+
+@pytest.mark.parametrize("command", ["destroy", "stop"])
+async def test_who_is_no_longer_wanted_does_not_wait_for_a_base_that_is_being_made(world: World, command: str) -> None:
+    made = asyncio.Event()
+    guest_of = world.runtime.guest
+
+    def guest(instance: InstanceId) -> Guest:
+        found = guest_of(instance)
+        found.answer_gate = made  # this one never answers
+        return found
+
+    world.runtime.guest = guest  # type: ignore[method-assign]
+    ref = (await world.lifecycle.create_instance(ALICE, WORKERS, actor="test")).ref
+    starting = asyncio.create_task(world.lifecycle.start(ref, actor="test"))
+    await until(lambda: bool(world.runtime.processes), what="the base's machine")
+    if command == "destroy":
+        await world.lifecycle.destroy(ref, actor="test")
+    else:
+        # There is nothing to stop then: it is as it was before its start.
+        with pytest.raises(MvmError, match="Invalid state transition: ready -> stopped"):
+            await world.lifecycle.stop(ref, actor="test", force=True)
+    with pytest.raises(Conflict, match=f"the start of {ref} was given up"):
+        await starting
+    made.set()
+    assert (ref.instance_id in world.catalog.instances) == (command == "stop")
+    assert left_of_bases(world) == []
+    world.runtime.guest = guest_of  # type: ignore[method-assign]
+    await world.worker()
+    assert world.runtime.restores == 1, "the base is made for the next one"
+
+
+async def test_who_is_no_longer_wanted_does_not_wait_for_another_one_that_boots(world: World) -> None:
+    slow = world.runtime.capabilities
+    world.runtime.capabilities = replace(slow, slowness=4.0, clone=False)
+    made = asyncio.Event()
+    guest_of = world.runtime.guest
+
+    def guest(instance: InstanceId) -> Guest:
+        found = guest_of(instance)
+        found.answer_gate = made
+        return found
+
+    world.runtime.guest = guest  # type: ignore[method-assign]
+    first, second = [(await world.lifecycle.create_instance(ALICE, WORKERS, actor="test")).ref for _ in range(2)]
+    starting = [asyncio.create_task(world.lifecycle.start(ref, actor="test")) for ref in (first, second)]
+    await until(lambda: world.has_process(first), what="the first one's machine")
+    await world.lifecycle.destroy(second, actor="test")
+    with pytest.raises(Conflict, match="was given up"):
+        await starting[1]
+    made.set()
+    await starting[0]
+    assert world.state(first) is State.RUNNING

@@ -263,15 +263,20 @@ class InstantRuntime:
             raise Unavailable(f"nobody listens on guest port {port} of {machine.ref}")
         ours, theirs = socket.socketpair()
         guest = self.guest(machine.ref.instance_id)
-        reader, writer = await asyncio.open_connection(sock=theirs)
-        serving = asyncio.create_task(
-            rpc.serve_connection(
-                reader, writer, lambda request: self._answer(guest, request), parse=messages.parse_request
-            )
-        )
+        serving = asyncio.create_task(self._serve(theirs, guest))
         _serving.add(serving)
         serving.add_done_callback(_serving.discard)
-        return await asyncio.open_connection(sock=ours)
+        try:
+            return await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+
+    async def _serve(self, connected: socket.socket, guest: Guest) -> None:
+        reader, writer = await asyncio.open_connection(sock=connected)
+        await rpc.serve_connection(
+            reader, writer, lambda request: self._answer(guest, request), parse=messages.parse_request
+        )
 
     async def _answer(self, guest: Guest, request: messages.HostToGuest) -> Answer:
         guest.requests.append(request.tag)

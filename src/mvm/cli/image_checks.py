@@ -15,6 +15,7 @@ from mvm.model.errors import MvmError
 if TYPE_CHECKING:
     from mvm.host.locations import Locations
     from mvm.image.base import Readiness
+    from mvm.image.nix import NixBuilder
 
 _MATTERS = "virtual machines boot from images that are built here; the process runtime needs none"
 
@@ -23,10 +24,12 @@ def image_checks(locations: Locations) -> Iterator[Finding]:
     """Whether an image can be built: its programs, its packages, its room."""
     from mvm.host.programs import image_cache
     from mvm.image.debian import DebianBuilder
+    from mvm.image.nix import NixBuilder
 
     cache = image_cache(locations)
     readiness = DebianBuilder(cache).probe()
     yield image_builder(readiness)
+    yield nix_builder(NixBuilder(cache))
     if readiness.usable:
         with tempfile.TemporaryDirectory(prefix="mvm-doctor-") as directory:
             yield kernel_package(Path(directory))
@@ -41,6 +44,23 @@ def image_builder(readiness: Readiness) -> Finding:
         matters=_MATTERS,
         remedy=readiness.remedy,
     )
+
+
+def nix_builder(builder: NixBuilder) -> Finding:
+    """Whether flakes can be built, found out by having nix open its store."""
+    name, matters = (
+        "nix",
+        "with it a pool's `flake` is what its image is built from; else it is made of Debian's packages",
+    )
+    readiness = builder.probe()
+    if not readiness.usable:
+        found = f"not used: {readiness.reason}"
+        return Finding(name=name, verdict=Verdict.OK, found=found, matters=matters)
+    try:
+        builder.reach()
+    except MvmError as error:
+        return Finding(name=name, verdict=Verdict.WARNING, found=error.message, matters=matters, remedy=error.hint)
+    return Finding(name=name, verdict=Verdict.OK, found=f"{readiness.reason}, and opens its store", matters=matters)
 
 
 def kernel_package(directory: Path) -> Finding:

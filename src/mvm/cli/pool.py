@@ -23,7 +23,7 @@ def create(
     vcpus: Annotated[int, typer.Option(help="Virtual CPUs of each instance.")] = 2,
     mem_mib: Annotated[int, typer.Option(help="Memory of each instance in MiB.")] = 1024,
     data_disk_mib: Annotated[int, typer.Option(help="Data disk of each instance in MiB; 0: by role.")] = 0,
-    flake: Annotated[str, typer.Option(help="Flake that its image is built from.")] = "",
+    flake: Annotated[str, typer.Option(help="Flake that its image is built from; also debian: or nix:.")] = "",
     profile: Annotated[str, typer.Option(help="Profile of the image.")] = "minimal",
     running: Running = None,
     warm: Warm = None,
@@ -178,11 +178,14 @@ def _describe(answer: dict[str, Any]) -> str:
 
 def _describe_build(answer: dict[str, Any]) -> str:
     pool, manifest = answer["pool"], answer["manifest"]
+    source = manifest.get("source") or {}
     return facts(
         [
             ("pool", f"{pool['tenant_id']}/{pool['pool_id']}"),
             ("image", f"{pool['revision'][:12]}" + ("" if answer["built"] else ", nothing has changed")),
             ("builder", manifest["builder"]),
+            ("flake", source.get("url")),
+            ("application", source.get("application")),
             ("size", size(sum(file["size"] for file in manifest["files"].values()))),
             ("kernel", manifest["kernel_release"]),
             ("node", manifest["node"]),

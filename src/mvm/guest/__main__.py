@@ -1,4 +1,4 @@
-"""Entry of the guest's zipapp: `python guest.pyz init|supervise|clear|channel|agent|router|openclaw-ctl|warm-up ...`.
+"""Entry of the guest's zipapp: `python guest.pyz init|supervise|channel|agent|router|...`.
 
 Each sub-command imports what it needs and nothing else: a wake waits for this process to come up.
 """
@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 
 USAGE = """usage: guest.pyz init
        guest.pyz supervise|clear
@@ -17,7 +17,10 @@ USAGE = """usage: guest.pyz init
        guest.pyz agent
        guest.pyz router
        guest.pyz openclaw-ctl checkpoint|restore <integration>
-       guest.pyz warm-up"""
+       guest.pyz warm-up
+where systemd supervises (mvm.guest.units):
+       guest.pyz prepare|environment|openclaw-wake
+       guest.pyz systemd|integrations|sleep-prep-port"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,9 +39,13 @@ def main(arguments: Sequence[str]) -> int:
 
             return supervisor.clear(os.environ)
         case ["channel"]:
-            return _channel()
+            from mvm.guest import channel_service
+
+            return _serve("the channel", channel_service.serve)
         case ["agent"]:
-            return _agent()
+            from mvm.guest import agent
+
+            return _serve("the agent", agent.serve)
         case ["router"]:
             return _router()
         case ["openclaw-ctl", ("checkpoint" | "restore") as verb, integration]:
@@ -49,34 +56,42 @@ def main(arguments: Sequence[str]) -> int:
             from mvm.guest import warm_up
 
             return warm_up.main(os.environ)
+        case ["prepare"]:
+            from mvm.guest import init
+
+            return init.prepare(os.environ)
+        case ["environment"]:
+            from mvm.guest import environment
+
+            return environment.main(os.environ)
+        case ["openclaw-wake"]:
+            from mvm.guest import openclaw_restart
+
+            return openclaw_restart.main(os.environ)
+        case ["systemd"]:
+            from mvm.guest import systemd
+
+            return _serve("the supervisor's socket", systemd.serve)
+        case ["integrations"]:
+            from mvm.guest import integrations_service
+
+            return _serve("the service of integrations", integrations_service.serve)
+        case ["sleep-prep-port"]:
+            from mvm.guest import sleep_port
+
+            return _serve("the port for sleeps", sleep_port.serve)
     print(USAGE, file=sys.stderr)
     return 2
 
 
-def _channel() -> int:
+def _serve(what: str, serve: Callable[[Mapping[str, str]], Coroutine[None, None, None]]) -> int:
     import asyncio
-
-    from mvm.guest import channel_service
 
     _log_to_stderr()
     try:
-        asyncio.run(channel_service.serve(os.environ))
+        asyncio.run(serve(os.environ))
     except (OSError, ValueError) as error:
-        logging.getLogger(__name__).error("the channel ends: %s", error)
-        return 1
-    return 0
-
-
-def _agent() -> int:
-    import asyncio
-
-    from mvm.guest import agent
-
-    _log_to_stderr()
-    try:
-        asyncio.run(agent.serve(os.environ))
-    except (OSError, ValueError) as error:
-        logging.getLogger(__name__).error("the agent ends: %s", error)
+        logging.getLogger(__name__).error("%s ends: %s", what, error)
         return 1
     return 0
 

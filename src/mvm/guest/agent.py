@@ -1,4 +1,4 @@
-"""The guest agent: answers the host on guest port 52 (frames) and 5200 (one line of text), whatever else is wrong.
+"""The guest agent: answers the host on guest port 52 (frames) and 5200 (`sleep_port`), whatever else is wrong.
 
 A guest whose configuration cannot be used still answers, and says so; it looks again every second.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -19,23 +18,26 @@ from mvm.guest.instance import Instance
 from mvm.guest.paths import GuestPaths
 from mvm.guest.router_host import Events, Host
 from mvm.guest.services import Programs
+from mvm.guest.sleep_port import SleepPrepPort
+from mvm.guest.stopping import told_to_end
 from mvm.guest.supervisor_socket import OperationRefused, SupervisorClient, SupervisorUnreachable
+from mvm.guest.units import is_supervised_by_systemd
 from mvm.wire import messages, rpc
-from mvm.wire.messages import Answer, HostToGuest
+from mvm.wire.messages import Answer, HostToGuest, SleepPrepAck
 
 log = logging.getLogger(__name__)
 
 CONFIG_RETRY_SECONDS = 1.0
 IDLE_CONNECTION_SECONDS = 60.0
 """How long a connection of the host's may wait between two requests."""
-LINE_SECONDS = 10.0
-MAX_LINE = 64
 
 
 class Agent:
     """Serves the guest's ports, over one `Instance` as soon as there is a usable configuration."""
 
-    def __init__(self, paths: GuestPaths, programs: Programs, channel: Channel) -> None:
+    def __init__(self, paths: GuestPaths, programs: Programs, channel: Channel, *, by_systemd: bool = False) -> None:
+        """`by_systemd`: some of its parts are units of their own (`mvm.guest.units`)."""
+        self._by_systemd = by_systemd
         self._paths = paths
         self._programs = programs
         self._channel = channel
@@ -53,7 +55,9 @@ class Agent:
         ended = asyncio.create_task(stop.wait(), name="stop")
         try:
             self._servers.append(await self._channel.listen(AGENT_PORT, self._serve))
-            self._servers.append(await self._channel.listen(SLEEP_PREP_PORT, self._serve_line))
+            if not self._by_systemd:
+                port = SleepPrepPort(self._prepare_sleep)
+                self._servers.append(await self._channel.listen(SLEEP_PREP_PORT, port.serve))
             await asyncio.wait([ended, running], return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 running.result()  # raises what ended it
@@ -89,6 +93,7 @@ class Agent:
             host=self._host,
             events=self._events,
             supervisor=self._supervisor,
+            by_systemd=self._by_systemd,
         )
         await self._instance.run()
 
@@ -117,41 +122,18 @@ class Agent:
             case _:
                 raise rpc.Refusal(self._problem)
 
-    async def _serve_line(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """`SLEEP_PREP` is answered `ACK` or `NAK <reason>`: the same as the request on port 52."""
-        try:
-            async with asyncio.timeout(LINE_SECONDS):
-                line = (await reader.readuntil(b"\n"))[:MAX_LINE].strip()
-            writer.write((await self._answer_line(line)).encode() + b"\n")
-            async with asyncio.timeout(LINE_SECONDS):
-                await writer.drain()
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            log.debug("port %d: %s", SLEEP_PREP_PORT, error)
-        finally:
-            writer.close()
-
-    async def _answer_line(self, line: bytes) -> str:
-        if line != b"SLEEP_PREP":
-            return "NAK the only request here is SLEEP_PREP"
+    async def _prepare_sleep(self) -> SleepPrepAck:
         if self._instance is None:
-            return f"NAK {_one_line(self._problem)}"
-        answer = await self._instance.answer(
-            messages.SleepPrep(drain_timeout_secs=int(self._instance.drain_seconds)),
-        )
-        assert isinstance(answer, messages.SleepPrepAck)
-        return "ACK" if answer.success else f"NAK {_one_line(answer.detail or 'no reason given')}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+            raise rpc.Refusal(self._problem)
+        answer = await self._instance.answer(messages.SleepPrep(drain_timeout_secs=int(self._instance.drain_seconds)))
+        assert isinstance(answer, SleepPrepAck)
+        return answer
 
 
 async def serve(environment: Mapping[str, str]) -> None:
     """Run the agent until SIGTERM or SIGINT. Raises `OSError` or `ValueError` when it cannot."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = told_to_end()
     paths = GuestPaths.from_environment(environment)
     paths.prepare()
-    await Agent(paths, Programs.from_environment(environment), open_channel(environment)).run(stop)
+    programs, channel = Programs.from_environment(environment), open_channel(environment)
+    await Agent(paths, programs, channel, by_systemd=is_supervised_by_systemd(environment)).run(stop)

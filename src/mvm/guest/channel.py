@@ -59,12 +59,19 @@ class UnixChannel:
         return server
 
     async def connect(self, port: int) -> Connection:
-        path = self._directory / f"host_{port}.sock"
+        return await self._open(f"host_{port}.sock")
+
+    async def connect_own(self, port: int) -> Connection:
+        """Connect to a port of this very guest, as the host would. Raises `OSError` when nobody listens there."""
+        return await self._open(f"guest_{port}.sock")
+
+    async def _open(self, name: str) -> Connection:
+        path = self._directory / name
         check_length(path)
         return await asyncio.open_unix_connection(str(path))
 
 
-def open_channel(environment: Mapping[str, str]) -> Channel:
+def open_channel(environment: Mapping[str, str]) -> UnixChannel:
     """The channel that this guest's runtime provides; raises `ValueError` when there is none."""
     if directory := environment.get(DIRECTORY_VARIABLE):
         return UnixChannel(Path(directory))

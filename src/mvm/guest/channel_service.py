@@ -11,7 +11,6 @@ import asyncio
 import grp
 import logging
 import os
-import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from mvm.guest.channel import HOST_PORT, SUPERVISOR_PORT, UnixChannel
 from mvm.guest.joint import Half
 from mvm.guest.paths import GuestPaths
 from mvm.guest.relay import Relay
+from mvm.guest.stopping import told_to_end
 from mvm.guest.virtio_port import VirtioPort
 from mvm.guest.vsock import VsockCarrier
 from mvm.wire.mux import GuestEnd
@@ -201,9 +201,7 @@ def find_carrier() -> Carrier:
 
 async def serve(environment: Mapping[str, str]) -> None:
     """Run until SIGTERM or SIGINT. Raises `OSError` or `ValueError` when it cannot."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = told_to_end()
     paths = GuestPaths.from_environment(environment)
     bridge = Bridge(paths.channel, paths.supervisor_socket, find_carrier())
     await bridge.start()

@@ -15,18 +15,19 @@ import resource
 import stat
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from mvm.guest import config as config_files
-from mvm.guest import data_drive, drives, identity, kernel, machine, supervisor, swap, tokens, users
+from mvm.guest import data_drive, drives, identity, kernel, logfiles, machine, supervisor, swap, tokens, users
 from mvm.guest.data_drive import DataDriveError
 from mvm.guest.drives import Drives
 from mvm.guest.kernel import MountFlag
 from mvm.guest.network_device import LOOPBACK, NetworkDevice
 from mvm.guest.paths import GuestPaths
 from mvm.guest.services import DEFAULT_PATH, Programs
+from mvm.guest.units import UNITS
 
 CONSOLE = "/dev/console"
 LEAST_OOM_SCORE = -1000
@@ -45,6 +46,8 @@ MOUNTS: tuple[tuple[str, str, str, MountFlag, str], ...] = (
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", _CLOSED, ""),
 )
 """Source, place, kind, flags and options, in order."""
+SYSTEMDS_OWN = ("cgroup2", "devpts")
+"""Kinds that systemd has mounted itself, in its own way, where it is the first process."""
 
 SETTINGS: tuple[tuple[str, str], ...] = (
     ("kernel/panic", "1"),
@@ -125,6 +128,16 @@ def run(environment: Mapping[str, str], console: Console) -> None:
     attempt("swap", swap.begin)
     console.stage("kernel")
     paths = GuestPaths()
+    take_over(paths, console)
+    services = service_environment(environment)
+    os.environ.clear()
+    os.environ.update(services)
+    asyncio.run(supervisor.Supervisor(paths, Programs.from_environment(services), services).run())
+
+
+def take_over(paths: GuestPaths, console: Console) -> None:
+    """Make the machine the instance's: its data, its configuration and secrets, its identity. Raises `OSError`."""
+    attempt = _attempts(console)
     problem = _bring_up_data(paths, console)
     make_directories(paths)
     if problem is not None:
@@ -134,10 +147,30 @@ def run(environment: Mapping[str, str], console: Console) -> None:
     console.stage("drives")
     attempt("identity", lambda: _take_identity(paths))
     console.stage("identity")
-    services = service_environment(environment)
-    os.environ.clear()
-    os.environ.update(services)
-    asyncio.run(supervisor.Supervisor(paths, Programs.from_environment(services), services).run())
+
+
+def prepare(environment: Mapping[str, str]) -> int:
+    """What is left of this program where systemd is the first process: the step before all services (ADR 30)."""
+    os.umask(0o022)
+    paths = GuestPaths.from_environment(environment)
+    if not paths.owns_machine:
+        print("prepare: only in a machine of its own", file=sys.stderr)
+        return 1
+    console = Console()
+    attempt = _attempts(console)
+    # With the flags that they have in every guest; the rest is as systemd needs it.
+    _mount_all(console, tuple(mount for mount in MOUNTS if mount[2] not in SYSTEMDS_OWN))
+    attempt("keyboard", kernel.keep_keyboard_quiet)
+    attempt("swap", swap.begin)
+    console.stage("kernel")
+    try:
+        take_over(paths, console)
+        for unit in UNITS:
+            logfiles.make(paths.log(unit.short))
+    except OSError as error:
+        console.note(f"this machine cannot be made ready: {error}")
+        return 1
+    return 0
 
 
 def service_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -179,8 +212,8 @@ def _attempts(console: Console) -> Callable[[str, Callable[[], None]], None]:
     return attempt
 
 
-def _mount_all(console: Console) -> None:
-    for source, place, kind, flags, options in MOUNTS:
+def _mount_all(console: Console, mounts: Sequence[tuple[str, str, str, MountFlag, str]] = MOUNTS) -> None:
+    for source, place, kind, flags, options in mounts:
         target = Path(place)
         # The initial RAM disk may have done it; then only the flags are put right.
         again = MountFlag.REMOUNT if os.path.ismount(target) else MountFlag(0)

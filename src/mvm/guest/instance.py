@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from functools import partial
 
 from mvm.guest import config as config_files
 from mvm.guest import exec as execution
@@ -13,7 +14,9 @@ from mvm.guest.config import GuestConfig
 from mvm.guest.control import ControlSocket
 from mvm.guest.deliveries import Deliveries
 from mvm.guest.drives import Drives
-from mvm.guest.integrations import Integrations
+from mvm.guest.integrations import Integrations, SavesIntegrations
+from mvm.guest.integrations_service import IntegrationsClient
+from mvm.guest.openclaw_restart import renew_by_unit
 from mvm.guest.openclaw_watch import OpenClawWatch
 from mvm.guest.paths import GuestPaths
 from mvm.guest.reporter import Reporter
@@ -41,7 +44,9 @@ class Instance:
         host: Host,
         events: Events,
         supervisor: SupervisorClient,
+        by_systemd: bool = False,
     ) -> None:
+        """`by_systemd`: integrations and restarts of OpenClaw are units of their own."""
         self._paths = paths
         self._config = config
         self._events = events
@@ -59,7 +64,9 @@ class Instance:
         markers = Markers(paths)
         self.board.listen(lambda: markers.show(self.board.current().status))
         self._reporter = Reporter(self.board, host)
-        self._integrations = Integrations(paths, programs, self._event)
+        self._integrations: SavesIntegrations = (
+            IntegrationsClient(paths) if by_systemd else Integrations(paths, programs, self._event)
+        )
         self._integrations.configure(config.integrations)
         lock = asyncio.Lock()
         drives = Drives(paths)
@@ -86,6 +93,7 @@ class Instance:
             openclaw_ended=self._watch.reset,
             on_event=self._event,
             lock=lock,
+            renew=partial(renew_by_unit, paths, supervisor, ended=self._watch.reset) if by_systemd else None,
         )
 
     def _make_deliveries(self) -> Deliveries | None:

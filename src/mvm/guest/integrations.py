@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from mvm.guest import commands, users
 from mvm.guest.config import Integration
@@ -32,6 +33,20 @@ CONTROL_COMMAND = "openclaw-ctl"
 
 class IntegrationError(Exception):
     """A checkpoint or restore that failed; the text says how."""
+
+
+class SavesIntegrations(Protocol):
+    """Whoever does for the agent what `Integrations` does."""
+
+    def configure(self, integrations: Sequence[Integration]) -> None: ...
+
+    async def checkpoint(self, names: Sequence[str], seconds: float) -> CheckpointResult: ...
+
+    async def restore(self, seconds: float, *, patience: float) -> dict[str, str]: ...
+
+    async def status(self) -> tuple[IntegrationState, ...]: ...
+
+    async def close(self) -> None: ...
 
 
 class Integrations:

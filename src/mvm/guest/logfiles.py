@@ -7,13 +7,14 @@ counted and dropped, and the log says so.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvm.guest.paths import open_plainly
+from mvm.guest.paths import open_plainly, write_atomically
 
 FILE_LIMIT = 4 * 1024 * 1024
 """Bytes of one log file; there are at most two of them."""
@@ -100,6 +101,34 @@ class LogFile:
         self.close()
         os.replace(self._path, predecessor(self._path))
         self._open()
+
+
+def cut(path: Path, limit: int = FILE_LIMIT) -> bool:
+    """Make room in a log that others append to, once it is longer than `limit`; True when it was.
+
+    What is in it becomes the predecessor; what is written meanwhile may be lost. Raises `OSError`.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(path, flags), "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size <= limit:
+            return False
+        file.seek(size - limit)
+        write_atomically(predecessor(path), file.read(limit))
+        file.truncate(0)
+    return True
+
+
+def make(path: Path) -> None:
+    """Have a plain file of one's own there, whatever is there now. Raises `OSError`.
+
+    For who opens it by its name, as systemd does: a link that a service left would lead that elsewhere.
+    """
+    with suppress(FileNotFoundError):
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+            path.unlink()
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,11 @@ class GuestPaths:
         return self.openclaw_run / "env"
 
     @property
+    def fixed_environment_file(self) -> Path:
+        """What OpenClaw needs to run beside its secrets, where something else than the supervisor starts it."""
+        return self.openclaw_run / "fixed-env"
+
+    @property
     def secrets_file(self) -> Path:
         """Every secret but the workers' as one JSON object, for OpenClaw's file SecretRefs."""
         return self.openclaw_run / "secrets.json"
@@ -107,6 +112,11 @@ class GuestPaths:
     @property
     def supervisor_socket(self) -> Path:
         return self.mvm_run / "supervisor.sock"
+
+    @property
+    def integrations_socket(self) -> Path:
+        """Where integrations are a service of their own."""
+        return self.mvm_run / "integrations.sock"
 
     @property
     def supervisor_record(self) -> Path:

@@ -186,6 +186,12 @@ class Programs:
         """Argument list of a sub-command of this zipapp; isolated from whatever Python packages are around."""
         return (self.python, "-I", "-S", self.zipapp, *arguments)
 
+    def command(self, program: Program, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """Argument list of a service."""
+        if program is Program.GUEST:
+            return self.guest(*arguments)
+        return (self.node, str(Path(self.openclaw) / "openclaw.mjs"), *arguments)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
@@ -212,30 +218,39 @@ def launch(
 
     Raises `OSError` or `ValueError` when the service's environment file cannot be read.
     """
-    variables = base_environment(service.name, paths, environment)
+    variables = fixed_environment(service, paths, programs, environment, mem_mib=mem_mib)
     if service.program is Program.GUEST:
         own = {name: value for name, value in environment.items() if name.startswith("MVM_")}
         variables = own | variables
-        argv = programs.guest(*service.arguments)
-        directory = str(paths.root)
-    else:
-        variables.update(openclaw_environment(paths, programs.plugin, mem_mib))
-        argv = (programs.node, str(Path(programs.openclaw) / "openclaw.mjs"), *service.arguments)
-        directory = real(paths.home)
-    if paths.owns_machine and service.confinement.user is not users.OPENCLAW:
-        # What lies in OpenClaw's home may tell a program what to do.
-        variables["HOME"] = HOME_OF_OTHERS
     if service.environment_file:
         # A secret may have any name; what the service needs to run goes before.
         variables = parse_environment_file(paths.environment_file.read_text()) | variables
     alike = service.program is Program.GUEST and service.confinement.user is users.ROOT
     return Launch(
-        argv=argv,
+        argv=programs.command(service.program, service.arguments),
         environment=variables,
-        directory=directory,
+        directory=real(paths.home) if service.program is Program.OPENCLAW else str(paths.root),
         confinement=service.confinement if paths.owns_machine else None,
         copied=service.arguments if alike and paths.owns_machine else None,
     )
+
+
+def fixed_environment(
+    service: Service,
+    paths: GuestPaths,
+    programs: Programs,
+    environment: Mapping[str, str],
+    *,
+    mem_mib: int | None = None,
+) -> dict[str, str]:
+    """What a service gets whatever its secrets are; `environment` is that of who supervises."""
+    variables = base_environment(service.name, paths, environment)
+    if service.program is Program.OPENCLAW:
+        variables.update(openclaw_environment(paths, programs.plugin, mem_mib))
+    if paths.owns_machine and service.confinement.user is not users.OPENCLAW:
+        # What lies in OpenClaw's home may tell a program what to do.
+        variables["HOME"] = HOME_OF_OTHERS
+    return variables
 
 
 def base_environment(service: str, paths: GuestPaths, environment: Mapping[str, str]) -> dict[str, str]:

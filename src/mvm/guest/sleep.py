@@ -15,7 +15,7 @@ from mvm.guest import machine
 from mvm.guest.control import ControlAbsent, ControlError, ControlSocket
 from mvm.guest.deliveries import Deliveries
 from mvm.guest.drives import Drives
-from mvm.guest.integrations import Integrations
+from mvm.guest.integrations import SavesIntegrations
 from mvm.guest.paths import GuestPaths
 from mvm.guest.status import StatusBoard
 from mvm.wire.messages import CheckpointResult, SleepPrepAck, WorkStatus
@@ -39,7 +39,7 @@ class SleepDesk:
         *,
         board: StatusBoard,
         control: ControlSocket,
-        integrations: Integrations,
+        integrations: SavesIntegrations,
         drives: Drives,
         deliveries: Deliveries | None,
         lock: asyncio.Lock,

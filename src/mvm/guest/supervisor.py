@@ -24,14 +24,13 @@ from mvm.guest.config import memory_of, role_of
 from mvm.guest.logfiles import LogFile
 from mvm.guest.paths import GuestPaths, real, write_atomically
 from mvm.guest.services import Programs, Role, Service
+from mvm.guest.stopping import in_ranks
 from mvm.guest.supervised import SupervisedService
-from mvm.guest.supervisor_socket import OperationRefused, SupervisorSocket
+from mvm.guest.supervisor_socket import OperationRefused, SupervisorSocket, seconds_of
 
 log = logging.getLogger(__name__)
 
 DEFAULT_GRACE_SECONDS = 15.0
-HELPERS_SHARE = 0.2
-"""Share of a shutdown's time that is kept for the agent and the router, which OpenClaw needs until it has ended."""
 LEFTOVER_GRACE_SECONDS = 10.0
 LOCK_SECONDS = 2.0
 FREEZE_SECONDS = 5.0
@@ -141,7 +140,7 @@ class Supervisor:
         if operation == "status":
             return self._status()
         if operation == "shutdown":
-            grace = _seconds(request, "grace_seconds", DEFAULT_GRACE_SECONDS)
+            grace = seconds_of(request, "grace_seconds", DEFAULT_GRACE_SECONDS)
             await asyncio.shield(self._begin_shutdown(grace))
             return {"killed": [name for name, each in self._services.items() if each.killed]}
         if self._shutdown is not None:
@@ -162,7 +161,7 @@ class Supervisor:
             raise OperationRefused(f"there is no such service; the services are {', '.join(self._services)}")
         if self._frozen:
             raise OperationRefused("the guest is frozen")
-        grace = _seconds(request, "grace_seconds", supervised.service.stop_seconds)
+        grace = seconds_of(request, "grace_seconds", supervised.service.stop_seconds)
         if operation in ("stop", "restart"):
             await supervised.stop(grace)
         if operation in ("start", "restart"):
@@ -205,22 +204,14 @@ class Supervisor:
     async def _shut_down(self, grace: float) -> None:
         """Stop service by service, OpenClaw first, within about `grace` seconds; then nothing is left."""
         self._own.note(f"shutting down, {grace:g} s at most")
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + grace
         for supervised in self._services.values():
             supervised.hold_restart()
         stopped_now = [each for each in self._services.values() if not each.service.outlives_shutdown]
-        ranks = sorted({supervised.service.stop_rank for supervised in stopped_now})
-        for position, rank in enumerate(ranks):
-            kept = grace * HELPERS_SHARE if position + 1 < len(ranks) else 0.0
-            seconds = max(0.0, deadline - kept - loop.time())
-            await asyncio.gather(
-                *(
-                    supervised.stop(min(seconds, supervised.service.stop_seconds))
-                    for supervised in stopped_now
-                    if supervised.service.stop_rank == rank
-                )
-            )
+        await in_ranks(
+            ((supervised.service.stop_rank, supervised) for supervised in stopped_now),
+            grace,
+            lambda supervised, seconds: supervised.stop(min(seconds, supervised.service.stop_seconds)),
+        )
         await processes.kill_all(self._not_outliving)
         self._own.note("shut down")
 
@@ -313,13 +304,6 @@ async def clear_leftovers(paths: GuestPaths) -> tuple[int, int]:
     await processes.wait_until_ended([process.identity for process in found], LEFTOVER_GRACE_SECONDS)
     left = len(await processes.kill_all(find))
     return len(found) - left, left
-
-
-def _seconds(request: Mapping[str, Any], key: str, default: float) -> float:
-    value = request.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 3600:
-        raise OperationRefused(f"{key} has to be a number of seconds between 0 and 3600")
-    return float(value)
 
 
 def main(environment: Mapping[str, str]) -> int:

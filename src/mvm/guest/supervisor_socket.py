@@ -105,6 +105,14 @@ class SupervisorSocket:
             return {"ok": False, "error": f"{type(error).__name__}: {error}"}
 
 
+def seconds_of(request: Mapping[str, Any], key: str, default: float) -> float:
+    """A number of seconds in a request. Raises `OperationRefused` when it is none."""
+    value = request.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 3600:
+        raise OperationRefused(f"{key} has to be a number of seconds between 0 and 3600")
+    return float(value)
+
+
 class SupervisorClient:
     """Asks the supervisor, one connection per request."""
 
@@ -113,22 +121,29 @@ class SupervisorClient:
 
     async def status(self) -> dict[str, Any]:
         """What `{"op": "status"}` answers."""
-        return await self._ask({"op": "status"})
+        return await self.ask({"op": "status"})
 
     async def start(self, service: str) -> None:
         """Have a service run; nothing happens when it does."""
-        await self._ask({"op": "start", "service": service})
+        await self.ask({"op": "start", "service": service})
 
     async def stop(self, service: str, *, grace: float) -> None:
         """Have nothing of a service run, after at most `grace` seconds and a SIGKILL."""
-        await self._ask({"op": "stop", "service": service, "grace_seconds": grace}, grace)
+        await self.ask({"op": "stop", "service": service, "grace_seconds": grace}, grace)
 
     async def restart(self, service: str, *, grace: float) -> None:
         """Stop and start a service, so that it reads its environment anew."""
-        await self._ask({"op": "restart", "service": service, "grace_seconds": grace}, grace)
+        await self.ask({"op": "restart", "service": service, "grace_seconds": grace}, grace)
 
-    async def _ask(self, request: dict[str, Any], seconds: float = 0.0) -> dict[str, Any]:
-        """Raises `OperationRefused` with the supervisor's reason, `SupervisorUnreachable` without an answer."""
+    async def run(self, step: str, *, seconds: float) -> None:
+        """Have something done to its end that is no service but a step; where systemd supervises only."""
+        await self.ask({"op": "start", "service": step}, seconds)
+
+    async def ask(self, request: dict[str, Any], seconds: float = 0.0) -> dict[str, Any]:
+        """One request, which may take `seconds`.
+
+        Raises `OperationRefused` with the supervisor's reason, `SupervisorUnreachable` without an answer.
+        """
         try:
             async with asyncio.timeout(seconds + ANSWER_MARGIN_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(str(self._path), limit=MAX_LINE)

@@ -7,20 +7,18 @@ only for a secret that it reads from its environment alone; otherwise it re-read
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-from mvm.guest import identity, machine, secrets, tokens, users
+from mvm.guest import environment, identity, machine, openclaw_restart, tokens
 from mvm.guest.config import ConfigError, GuestConfig
 from mvm.guest.control import CATCH_UP_SECONDS, ControlAbsent, ControlError, ControlSocket
 from mvm.guest.deliveries import Deliveries
-from mvm.guest.discord import record_discord
 from mvm.guest.drives import Drives
+from mvm.guest.environment import News
 from mvm.guest.integrations import describe
-from mvm.guest.paths import GuestPaths, real
+from mvm.guest.openclaw_restart import Renew
+from mvm.guest.paths import GuestPaths
 from mvm.guest.services import OPENCLAW, ROUTER
 from mvm.guest.sleep import SleepDesk
 from mvm.guest.status import StatusBoard
@@ -29,19 +27,8 @@ from mvm.wire.messages import BareWake, Refresh, RefreshAck, Wake, WakeAck
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 1.0
 RESTORE_PATIENCE_SECONDS = 4.0
 """How long a wake waits for integrations; the host waits for its answer for 10 s (CONTRACT 9)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class News:
-    """What new drives mean for an OpenClaw that runs."""
-
-    restart: bool
-    """A secret changed that it reads from its environment only."""
-    reload: bool
-    """A secret changed that it can re-read."""
 
 
 class WakeDesk:
@@ -62,9 +49,10 @@ class WakeDesk:
         openclaw_ended: Callable[[], Awaitable[None]],
         on_event: Callable[[str, str], None],
         lock: asyncio.Lock,
+        renew: Renew | None = None,
     ) -> None:
         """`reread_config` takes the config drive in again and raises `ConfigError`; `openclaw_ended` is called between
-        the two halves of a restart; `lock` is the sleep desk's.
+        the two halves of a restart; `lock` is the sleep desk's; `renew` restarts OpenClaw where somebody else does it.
         """
         self._paths = paths
         self._config = config
@@ -78,6 +66,7 @@ class WakeDesk:
         self._openclaw_ended = openclaw_ended
         self._on_event = on_event
         self._lock = lock
+        self._renew = renew or self._renew_openclaw
         self._starting: asyncio.Task[None] | None = None
         self._restart: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
@@ -246,41 +235,12 @@ class WakeDesk:
         return False
 
     def _take_in_secrets(self) -> News:
-        collected = secrets.collect(self._paths.secrets)
-        for problem in collected.problems:
-            log.error("a secret cannot be used: %s", problem)
-            self._on_event("SecretRejected", problem)
-        before = secrets.installed(self._paths)
-        changed = secrets.changed_keys(before or {}, collected.values)
-        openclaw = self._config().openclaw
-        live = frozenset(openclaw.live_secrets) if openclaw is not None else frozenset[str]()
-        bound = {key for key in changed - live if secrets.is_variable(key)}
-        if before is None or bound:
-            # Kept over a crash of this agent: from here on OpenClaw's environment is an old one.
-            self._paths.restart_pending.touch(mode=0o600)
-        if before is None or changed:
-            apart = secrets.referenced(self._paths.openclaw_config_source) & live
-            for key in secrets.install(self._paths, collected.values, apart=apart):
-                log.warning("the secret %s holds a line break and is not in the environment", key)
-        return News(restart=self._paths.restart_pending.exists(), reload=bool(changed - bound))
+        return environment.take_in_secrets(
+            self._paths, self._config(), lambda problem: self._on_event("SecretRejected", problem)
+        )
 
     def _install_openclaw_config(self) -> bool:
-        """Put OpenClaw's configuration where it watches it; an unchanged file is not touched. True when it changed."""
-        if not self._board.runs_openclaw:
-            return False
-        try:
-            content = self._paths.openclaw_config_source.read_bytes()
-        except FileNotFoundError:
-            raise ConfigError(f"{self._paths.openclaw_config_source} is missing") from None
-        try:
-            same = self._paths.openclaw_config.read_bytes() == content
-        except FileNotFoundError:
-            same = False
-        owner = users.OPENCLAW_OWNS.numbers if self._paths.owns_machine else None
-        record_discord(json.loads(content), Path(real(self._paths.openclaw_state)), owner=owner)
-        if not same:
-            users.write(self._paths, self._paths.openclaw_config, content, users.OPENCLAW_READS)
-        return not same
+        return self._board.runs_openclaw and environment.install_openclaw_config(self._paths)
 
     def _compare_versions(self, secrets_epoch: int, config_version: int) -> None:
         config = self._config()
@@ -305,17 +265,15 @@ class WakeDesk:
             self._starting = asyncio.create_task(self._start_openclaw(), name="start OpenClaw")
 
     async def _start_openclaw(self) -> None:
-        """Have OpenClaw started, whatever it takes; a guest without it is of no use."""
-        told = False
-        while True:
-            try:
-                return await self._supervisor.start(OPENCLAW.name)
-            except (OperationRefused, SupervisorUnreachable) as error:
-                log.error("OpenClaw cannot be started: %s", error)
-                if not told:
-                    self._on_event("OpenClawNotStarted", str(error))
-                    told = True
-            await asyncio.sleep(RETRY_SECONDS)
+        await openclaw_restart.start(self._supervisor, self._not_started)
+
+    def _not_started(self, reason: str) -> None:
+        self._on_event("OpenClawNotStarted", reason)
+
+    async def _renew_openclaw(self) -> None:
+        await openclaw_restart.renew(
+            self._paths, self._supervisor, ended=self._openclaw_ended, on_failure=self._not_started
+        )
 
     def _begin_restart(self, *, drain: bool) -> None:
         """Have OpenClaw restarted in the background; a restart under way sees the new environment, or is repeated."""
@@ -332,14 +290,10 @@ class WakeDesk:
                 if drain:
                     await self._drain()
                 self._board.set_restarting(True)
-                while self._paths.restart_pending.exists():
-                    await self._supervisor.stop(OPENCLAW.name, grace=OPENCLAW.stop_seconds)
-                    await self._openclaw_ended()
-                    self._paths.restart_pending.unlink(missing_ok=True)
-                    await self._start_openclaw()
+                await self._renew()
         except (OperationRefused, SupervisorUnreachable, OSError) as error:
             log.error("OpenClaw cannot be restarted: %s", error)
-            self._on_event("OpenClawNotStarted", str(error))
+            self._not_started(str(error))
         finally:
             self._sleep.restarting = False
             try:

@@ -37,7 +37,7 @@ from mvm.host.observation import Observer
 from mvm.host.pairing import Pairing
 from mvm.host.policy_loop import PolicyLoop
 from mvm.host.pools import Pools
-from mvm.host.programs import image_cache, image_contents
+from mvm.host.programs import image_builders, image_contents
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.reconcile import Reconciler
 from mvm.host.reconcile_apply import Executor
@@ -57,7 +57,6 @@ from mvm.host.transfers import Transfers
 from mvm.host.users import Users
 from mvm.host.wakedesk import WakeDesk
 from mvm.host.wakes import Wakes
-from mvm.image.debian import DebianBuilder
 from mvm.image.revisions import Revisions
 from mvm.runtime.base import Runtime
 from mvm.security.vault import Vault
@@ -169,7 +168,7 @@ async def open_host(
             chronicle=chronicle,
             clock=clock,
             revisions=Revisions(directories.images),
-            builders=[DebianBuilder(image_cache(locations))],
+            builders=image_builders(locations),
             contents=lambda on_progress: image_contents(locations, on_progress),
             derived=bases,
         )

@@ -7,8 +7,9 @@ interrupted. Nothing here decides; the caller holds the instance's lock and has 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mvm.host import progress
 from mvm.host.attachments import Attachments
@@ -27,7 +28,8 @@ from mvm.host.reports import Reports
 from mvm.host.runtimes import Runtimes
 from mvm.host.slots import Slots
 from mvm.model.entities import Instance, Pool, ProcessIdentity, TransitionKind
-from mvm.model.errors import SnapshotRejected
+from mvm.model.errors import Conflict, SnapshotRejected
+from mvm.model.ids import InstanceId
 from mvm.model.states import State
 from mvm.runtime.base import Machine, Runtime, Snapshot
 from mvm.telemetry.timings import Stages
@@ -37,6 +39,9 @@ UNDO_GRACE_SECONDS = 2.0
 """What a start that failed gets to end by itself: an OpenClaw that is killed counts an unclean start."""
 SERVICE_LIMIT_SECONDS = 300.0
 """OpenClaw was seen to need 9-19 s natively and 168 s in an emulated VM for a cold start (facts/OPENCLAW.md)."""
+
+
+T = TypeVar("T")
 
 
 class ImageSource(Protocol):
@@ -88,6 +93,8 @@ class BringUp:
         self._clock = clock
         self._environment = environment
         self._slots = slots
+        self._waits: dict[InstanceId, asyncio.Task[object]] = {}
+        """What comes before an instance has a process, and may take minutes: a base that is made, a place."""
 
     def machine(self, instance: Instance) -> Machine:
         """What the instance's runtime is given for it."""
@@ -99,15 +106,34 @@ class BringUp:
         """Start or wake: returns the running instance, recorded. On an error the caller undoes."""
         runtime = self._runtimes.of(instance)
         instance = await self._give_image(instance, runtime, kind, stages)
-        saved = await self._find_memory(instance, runtime, kind, stages)
+        saved = await self._unless_given_up(instance, self._find_memory(instance, runtime, kind, stages))
         slowness = 1.0 if saved else runtime.capabilities.slowness
         async with AsyncExitStack() as places:
             with stages("queue"):
-                await places.enter_async_context(self._slots.boot(slowness=slowness))
-                await places.enter_async_context(self._slots.place())
+                boot, place = self._slots.boot(slowness=slowness), self._slots.place()
+                await self._unless_given_up(instance, places.enter_async_context(boot))
+                await self._unless_given_up(instance, places.enter_async_context(place))
             instance = await self._give_drives(instance, runtime, stages)
             instance, restored = await self._start_process(instance, runtime, saved, kind, stages, actor=actor)
             return await self.finish(instance, kind, stages, restored=restored, actor=actor)
+
+    def give_up(self, instance_id: InstanceId) -> None:
+        """Have a start that has no process yet fail now: nobody wants it any more."""
+        if (waiting := self._waits.get(instance_id)) is not None:
+            waiting.cancel()
+
+    async def _unless_given_up(self, instance: Instance, work: Coroutine[object, object, T]) -> T:
+        """Do something that `give_up` can end. Raises `Conflict` then."""
+        task = asyncio.create_task(work)
+        self._waits[instance.instance_id] = task
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if (current := asyncio.current_task()) is not None and current.cancelling():
+                raise
+            raise Conflict(f"the start of {instance.ref} was given up: it is being stopped or destroyed") from None
+        finally:
+            del self._waits[instance.instance_id]
 
     async def _give_image(self, instance: Instance, runtime: Runtime, kind: TransitionKind, stages: Stages) -> Instance:
         """The image that it runs: what is asleep goes on with its own, whatever boots gets its pool's."""

@@ -62,6 +62,10 @@ class _Build:
     last: Step | None = None
 
 
+_Key = tuple[str, str, str, str, bool]
+"""What builds of the same image have in common: builder, role (empty: every one), profile, flake, by force."""
+
+
 class Images:
     """The image revisions of this host and which pool has which."""
 
@@ -84,7 +88,7 @@ class Images:
         self._builders = builders
         self._contents = contents
         self._derived = derived
-        self._under_way: dict[tuple[str, str, str, bool], _Build] = {}
+        self._under_way: dict[_Key, _Build] = {}
         self._at_work = 0
         """Builds whose revision is not their pool's yet."""
         self._gate = asyncio.Lock()
@@ -189,7 +193,12 @@ class Images:
         if not self._revisions.has(pool.revision):
             return False
         manifest = self._revisions.manifest(pool.revision)
-        return manifest.profile == pool.profile and manifest.builder == choose(pool.flake, self._builders).builder.name
+        if manifest.profile != pool.profile:
+            return False
+        if manifest.source is not None:
+            # What was built from the pool's flake serves, whether this host could build it once more or not.
+            return manifest.source.flake == pool.flake
+        return manifest.builder == choose(pool.flake, self._builders).builder.name
 
     async def _give(self, pool: Pool, digest: str) -> Pool:
         before = [one for one in (pool.revision, *pool.previous_revisions) if one not in ("", digest)]
@@ -198,7 +207,8 @@ class Images:
 
     async def _built(self, pool: Pool, choice: Choice, progress: Progress, *, force: bool) -> tuple[str, float]:
         """Digest of the revision and the seconds it took; who asks for the same meanwhile waits for the same build."""
-        key = (choice.builder.name, pool.profile, pool.flake, force)
+        role = str(pool.role) if choice.builder.per_role else ""
+        key = (choice.builder.name, role, pool.profile, pool.flake, force)
         build = self._under_way.get(key)
         if build is None:
             build = self._under_way[key] = _Build(
@@ -212,7 +222,7 @@ class Images:
         finally:
             build.listeners.remove(progress)
 
-    async def _run(self, key: tuple[str, str, str, bool], pool: Pool, builder: Builder) -> tuple[str, float]:
+    async def _run(self, key: _Key, pool: Pool, builder: Builder) -> tuple[str, float]:
         loop = asyncio.get_running_loop()
         began = self._clock.monotonic()
 
@@ -229,7 +239,10 @@ class Images:
 
         def work() -> str:
             request = BuildRequest(
-                contents=self._contents(on_progress), role=str(pool.role), profile=pool.profile, flake=pool.flake
+                contents=self._contents(on_progress) if builder.needs_contents else None,
+                role=str(pool.role),
+                profile=pool.profile,
+                flake=pool.flake,
             )
             self._revisions.clear_unfinished()
             inputs = builder.resolve(request, on_progress)

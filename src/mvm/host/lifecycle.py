@@ -411,11 +411,12 @@ class Lifecycle:
 
     @asynccontextmanager
     async def _ended_start(self, ref: InstanceRef) -> AsyncIterator[None]:
-        """The instance's lock, without waiting for a start under way: its process is ended, so that it fails now."""
+        """The instance's lock, without waiting for a start under way, which is made to fail now."""
 
         async def cut_short() -> None:
             while (instance := self._catalog.instances.get(ref.instance_id)) is not None:
                 if instance.transition is not None and instance.transition.to is State.RUNNING:
+                    self._bring_up.give_up(ref.instance_id)
                     runtime, machine = self._runtimes.of(instance), self.machine(instance)
                     if (process := await runtime.find(machine)) is not None:
                         await runtime.stop(machine, process, grace_seconds=KILL_GRACE_SECONDS)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import mvm.openclaw
 from mvm.host.locations import Locations
-from mvm.image.base import Contents
+from mvm.image.base import Builder, Contents
+from mvm.image.debian import DebianBuilder
 from mvm.image.guest_zipapp import build_zipapp
+from mvm.image.nix import NixBuilder
 from mvm.openclaw.install import (
     Installation,
     OnProgress,
@@ -48,6 +50,12 @@ def image_cache(locations: Locations) -> Path:
     """Where builds of images keep what the next one can use; MVM_IMAGE_CACHE lets several deployments share one."""
     named = os.environ.get("MVM_IMAGE_CACHE")
     return Path(named).absolute() if named else locations.state_dir / "images/.cache"
+
+
+def image_builders(locations: Locations) -> tuple[Builder, ...]:
+    """All that can build images on a host; which one makes a pool's is `mvm.image.builders`."""
+    cache = image_cache(locations)
+    return DebianBuilder(cache), NixBuilder(cache)
 
 
 def image_contents(locations: Locations, on_progress: OnProgress) -> Contents:

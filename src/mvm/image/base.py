@@ -48,7 +48,8 @@ class Contents:
 class BuildRequest:
     """What an image is wanted for."""
 
-    contents: Contents
+    contents: Contents | None = None
+    """There for builders that need it."""
     role: str = "worker"
     profile: str = "minimal"
     flake: str = ""
@@ -86,11 +87,19 @@ class Builder(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def needs_contents(self) -> bool:
+        """Whether it puts this host's OpenClaw and Node into images; else a request need not have any contents."""
+
+    @property
+    def per_role(self) -> bool:
+        """Whether each role has images of its own; else one serves every role."""
+
     def probe(self) -> Readiness:
         """Whether everything that a build needs from this host is there."""
 
     def resolve(self, request: BuildRequest, on_progress: OnProgress) -> Inputs:
-        """Find out what would be built. Seconds; needs no more of the network than lists of packages."""
+        """Find out what would be built; needs no more of the network than lists of packages, or a flake's sources."""
 
     def build(self, inputs: Inputs, target: Path, on_progress: OnProgress) -> Manifest:
         """Write the files of the revision into `target`, an empty directory that the caller removes on any error."""
@@ -106,12 +115,30 @@ class ImageFile(Frozen):
     size: int
 
 
+class Source(Frozen):
+    """The flake that an image was built from."""
+
+    flake: str
+    """As the pool names it; empty: the builder's own."""
+    url: str
+    """Locked: it names one content for ever, where the flake can be locked."""
+    lock_hash: str
+    """SHA-256 over the locks of the flake and of all that it takes in."""
+    application: str = ""
+    """The locked application that mvm's own flake was put together with."""
+    attribute: str
+    derivation: str
+    """Name of what was built in Nix's store: a digest of everything that decides what comes out."""
+
+
 class Manifest(Frozen):
     """What is in an image and how it is booted."""
 
     format: int = 1
     digest: str
     builder: str
+    role: str = ""
+    """The one role that it serves; empty: every one."""
     profile: str
     architecture: str
     kernel_release: str
@@ -126,6 +153,8 @@ class Manifest(Frozen):
     packages: dict[str, str]
     """Debian packages (or what the builder has instead) with their versions."""
     files: dict[str, ImageFile]
+    source: Source | None = None
+    """Where it was built from, when that is a flake."""
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from mvm.model.errors import MvmError, TimedOut
 
@@ -38,31 +39,58 @@ def run(
     """
     arguments = [str(part) for part in command]
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
+        status = execute(
             arguments,
-            cwd=directory,
-            env={**os.environ, **ENVIRONMENT, "PATH": search_path()},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=errors,
-            start_new_session=True,
+            what=what,
+            output=output,
+            errors=errors,
+            directory=directory,
+            watch=lambda: watch(_written(errors.fileno())) if watch else None,
+            limit=limit,
         )
-        try:
-            _wait(process, lambda: watch(_written(errors.fileno())) if watch else None, what, limit)
-        except BaseException:
-            _end(process)
-            raise
-        if process.returncode:
+        if status:
             errors.seek(0)
             output.seek(0)
             said = (errors.read() or output.read()).decode(errors="replace").strip().splitlines()
             raise MvmError(
-                f"{what} failed with status {process.returncode}: {' / '.join(said[-_TAIL:]) or 'no output'} "
+                f"{what} failed with status {status}: {' / '.join(said[-_TAIL:]) or 'no output'} "
                 f"(command: {shlex.join(arguments)[:300]})",
                 hint=hint,
             )
         output.seek(0)
         return output.read().decode(errors="replace")
+
+
+def execute(
+    arguments: Sequence[str],
+    *,
+    what: str,
+    output: IO[bytes],
+    errors: IO[bytes],
+    watch: Callable[[], None],
+    directory: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    limit: float = LIMIT_SECONDS,
+) -> int:
+    """Run a program to its end, its output going into two files, and return its status.
+
+    `watch` is called a few times a second; what it raises ends the program with all it started, and is raised on.
+    """
+    process = subprocess.Popen(
+        arguments,
+        cwd=directory,
+        env={**os.environ, **ENVIRONMENT, "PATH": search_path(), **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=errors,
+        start_new_session=True,
+    )
+    try:
+        _wait(process, watch, what, limit)
+    except BaseException:
+        _end(process)
+        raise
+    return process.returncode
 
 
 def search_path() -> str:

@@ -185,8 +185,10 @@ class _Source:
         """
         problems: list[Problem] = []
         secrets = tuple(self._secrets(file, problems))
+        pools = tuple(pool.model_copy(update={"flake": self._flake(pool.flake)}) for pool in settings["pools"])
         settings |= {
-            "users": tuple(self._users(file, settings["name"], settings["pools"], problems)),
+            "pools": pools,
+            "users": tuple(self._users(file, settings["name"], pools, problems)),
             "openclaw": file.openclaw,
             "gateway_tenant": file.gateway.tenant,
             "accepts": file.gateway.accepts,
@@ -233,6 +235,13 @@ class _Source:
     def _absolute(self, written: str) -> str:
         """A path relative to the file's own directory; symbolic links stay as they are."""
         return os.path.abspath(self._path.absolute().parent / Path(written).expanduser())
+
+    def _flake(self, written: str) -> str:
+        """A flake as the agent finds it too: a directory relative to the file becomes absolute."""
+        scheme = "path:" if written.startswith("path:") else ""
+        place = written.removeprefix("path:")
+        relative = place.startswith((".", "~")) or (scheme and not place.startswith("/"))
+        return f"{scheme}{self._absolute(place)}" if relative else written
 
     def _users(
         self, file: SharedTables, name: TenantId, pools: Sequence[PoolSpec], problems: list[Problem]

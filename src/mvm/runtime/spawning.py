@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mvm.guest import processes
 from mvm.guest.processes import Identity
+from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import Unavailable
 
 OUTPUT_LIMIT = 256 * 1024
@@ -64,6 +65,23 @@ def limit(pid: int, *, open_files: int) -> None:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files, open_files))
     with suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
+
+
+def identity_of(process: ProcessIdentity) -> Identity:
+    """A process as it is recorded, as the kernel knows it."""
+    return Identity(process.pid, process.start_time)
+
+
+def recorded(identity: Identity) -> ProcessIdentity:
+    """A process as the kernel knows it, as it is recorded."""
+    return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+
+
+def alive(process: ProcessIdentity) -> bool:
+    """Whether that very process runs; one that was started here and has ended is taken in."""
+    identity = identity_of(process)
+    reap(identity)
+    return processes.alive(identity)
 
 
 def reap(identity: Identity) -> None:

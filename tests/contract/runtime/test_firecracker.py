@@ -21,7 +21,8 @@ from tests.contract.runtime.snapshot_conformance import SnapshotConformance
 from mvm.drives import images
 from mvm.host.locations import locate
 from mvm.model.errors import MvmError
-from mvm.runtime.firecracker import binaries, kvm
+from mvm.runtime import kvm
+from mvm.runtime.firecracker import binaries
 from mvm.wire.messages import WorkStatus
 
 REASON = namespaces_work()

@@ -206,6 +206,9 @@ class Guest:
                 raise Fault(f"{len(moving)} processes of the guest do not stop")
             for process in moving:
                 processes.send(process.identity, signal.SIGSTOP)
+            # One that waits in the kernel, as for a child that was stopped before its exec, stops when it comes out.
+            if all(process.state == "D" for process in moving):
+                break
             await asyncio.sleep(0.001)
         if self.data is not None and not self.paused:
             self.data.flush()

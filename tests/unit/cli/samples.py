@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from mvm.image.base import FILES, ImageFile, Manifest
+from mvm.image.base import FILES, ImageFile, Manifest, Source
 from mvm.model.entities import (
     Instance,
     InstanceNetwork,
@@ -37,11 +37,12 @@ def pool() -> dict[str, Any]:
     ).model_dump(mode="json")
 
 
-def manifest(digest: str) -> dict[str, Any]:
+def manifest(digest: str, source: Source | None = None) -> dict[str, Any]:
     """What an image says of itself."""
     return Manifest(
         digest=digest,
-        builder="debian",
+        builder="debian" if source is None else "nix",
+        source=source,
         profile="minimal",
         architecture="x86_64",
         kernel_release="6.1.0-1-cloud-amd64",

@@ -13,6 +13,7 @@ from tests.unit.cli import samples
 from tests.unit.cli.conftest import ScriptedAgent, Type
 
 from mvm.cli import session
+from mvm.image.base import Source
 from mvm.model.entities import OpenClawSettings
 from mvm.model.errors import InvalidInput
 
@@ -298,6 +299,20 @@ def test_a_pool_is_created_with_what_was_asked_for(ready: ScriptedAgent, mvm: Ty
     pool = ready.asked("PoolCreate")["pool"]
     assert (pool["tenant_id"], pool["pool_id"], pool["mem_mib"]) == ("alice", "workers", 512)
     assert pool["desired"] == {"running": 1}
+
+
+def test_an_image_of_a_flake_is_shown_with_what_it_was_built_from(ready: ScriptedAgent, mvm: Type) -> None:
+    locked = {"url": "github:a/b/0123", "application": "github:c/d/4567", "lock_hash": "0"}
+    source = Source(flake="github:a/b", attribute="x", derivation="y", **locked)
+    pool = {**samples.pool(), "revision": REVISION}
+    manifest = samples.manifest(REVISION, source)
+    ready.answers["PoolBuild"] = {"pool": pool, "built": True, "manifest": manifest}
+    shown = mvm("pool", "build", "alice/workers").out
+    assert [line.split() for line in shown.splitlines()[2:5]] == [
+        ["builder", "nix"],
+        ["flake", "github:a/b/0123"],
+        ["application", "github:c/d/4567"],
+    ]
 
 
 def test_a_long_list_of_instances_is_fetched_in_pages(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.standins.nix.world import NixWorld
 from tests.unit.cli.conftest import ScriptedAgent, Type
 
 from mvm.cli import checks, image_checks
@@ -13,6 +14,7 @@ from mvm.cli.checks import Verdict
 from mvm.host.locations import Locations, locate
 from mvm.image.base import Readiness
 from mvm.image.debian import builder
+from mvm.image.nix import NixBuilder, program
 from mvm.model.errors import Unavailable
 
 
@@ -109,6 +111,27 @@ def test_a_host_that_can_build_images_is_told_so() -> None:
 def test_what_building_images_needs_is_said_with_what_to_type() -> None:
     found = image_checks.image_builder(Readiness(usable=False, reason="missing: lz4", remedy="apt-get install lz4"))
     assert (found.verdict, found.remedy) == (Verdict.WARNING, "apt-get install lz4")
+
+
+def test_a_host_without_nix_misses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "search_path", lambda: str(tmp_path))
+    found = image_checks.nix_builder(NixBuilder(tmp_path))
+    assert (found.verdict, found.found) == (Verdict.OK, "not used: there is no nix on this host")
+
+
+def test_nix_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = NixWorld(tmp_path / "nix")
+    world.install()
+    monkeypatch.setattr(program, "search_path", lambda: f"{world.program.parent}:/usr/bin:/bin")
+    assert image_checks.nix_builder(NixBuilder(tmp_path)).verdict is Verdict.OK
+    world.failing["ping-store"] = (
+        "cannot connect to socket at '/nix/var/nix/daemon-socket/socket': No such file or directory"
+    )
+    world.save()
+    found = image_checks.nix_builder(NixBuilder(tmp_path))
+    assert found.verdict is Verdict.WARNING
+    assert "daemon-socket" in found.found
+    assert "systemctl status nix-daemon" in str(found.remedy)
 
 
 def test_room_for_an_image_is_looked_for_where_it_would_be_built(

@@ -97,9 +97,13 @@ class AgentWorld(GuestWorld):
 
     async def begin(self) -> None:
         """Start everything without waiting for more than the agent."""
-        self._desk = await asyncio.start_unix_server(self._serve_desk, str(self.channel / "host_53.sock"))
+        await self.listen_as_host()
         await self.supervise()
         await until((self.channel / "guest_52.sock").exists, "the agent's socket")
+
+    async def listen_as_host(self) -> None:
+        """Serve host port 53."""
+        self._desk = await asyncio.start_unix_server(self._serve_desk, str(self.channel / "host_53.sock"))
 
     async def ask(self, request: Request[A]) -> A:
         """One request to guest port 52."""

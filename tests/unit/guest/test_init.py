@@ -56,3 +56,8 @@ def test_swap_is_as_large_as_memory_and_compressed_as_well_as_can_be(
 def test_without_the_module_there_is_no_swap(tmp_path: Path) -> None:
     swap.begin(tmp_path, tmp_path, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_machine_of_its_own_is_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init.prepare({"MVM_GUEST_ROOT": str(tmp_path)}) == 1
+    assert "machine of its own" in capsys.readouterr().err

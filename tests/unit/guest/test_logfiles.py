@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mvm.guest import logfiles
 from mvm.guest.logfiles import LogFile, Tail, predecessor, tail
 
 
@@ -97,3 +98,32 @@ def test_a_tail_is_whole_lines_over_both_files_within_its_limit(tmp_path: Path) 
     assert (everything.text, everything.truncated) == ("one\ntwo\nthree\nfour\n", False)
     short = tail(path, lines=9, limit=8)
     assert (short.text, short.truncated) == ("four\n", True)
+
+
+def test_a_log_that_others_append_to_is_cut_when_it_is_too_long(tmp_path: Path) -> None:
+    path = tmp_path / "agent.log"
+    with path.open("ab", buffering=0) as appending:
+        appending.write(b"a" * 100)
+        assert not logfiles.cut(path, 100)
+        appending.write(b"b")
+        assert logfiles.cut(path, 100)
+        assert logfiles.predecessor(path).read_bytes() == b"a" * 99 + b"b"
+        appending.write(b"c")
+    assert path.read_bytes() == b"c"
+
+
+def test_a_log_is_made_in_place_of_a_link_and_an_own_one_stays(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("not to be touched")
+    path = tmp_path / "agent.log"
+    path.symlink_to(elsewhere)
+    logfiles.make(path)
+    assert not path.is_symlink()
+    path.write_text("said")
+    logfiles.make(path)
+    assert path.read_text() == "said"
+    assert elsewhere.read_text() == "not to be touched"
+    path.unlink()
+    path.hardlink_to(elsewhere)
+    logfiles.make(path)
+    assert path.read_text() == ""

@@ -161,7 +161,7 @@ async def test_shutdown_ends_openclaw_before_what_it_needs_and_leaves_nothing(wo
     for name in ("agent", "router", "openclaw"):
         await world.running(name)
 
-    answer = await world.client._ask({"op": "shutdown", "grace_seconds": 10}, 10)
+    answer = await world.client.ask({"op": "shutdown", "grace_seconds": 10}, 10)
     assert answer == {"killed": []}
     assert world.ends() == ["openclaw", "router", "agent"]
     assert world.alive() == []
@@ -180,7 +180,7 @@ async def test_sigterm_kills_whoever_does_not_listen_also_grandchildren_that_hid
     everybody = [process.identity for process in processes.descendants(supervisor.pid)]
     assert len(everybody) == 5
 
-    answer = await world.client._ask({"op": "shutdown", "grace_seconds": 0.5}, 10)
+    answer = await world.client.ask({"op": "shutdown", "grace_seconds": 0.5}, 10)
     assert answer == {"killed": ["openclaw"]}
     assert [identity for identity in everybody if processes.alive(identity)] == []
 
@@ -241,12 +241,12 @@ async def test_a_frozen_guest_does_nothing_and_goes_on_when_thawed(world: GuestW
     await world.client.start("openclaw")
     await world.running("agent")
     openclaw = await world.running("openclaw")
-    await world.client._ask({"op": "freeze"})
+    await world.client.ask({"op": "freeze"})
     assert {process.state for process in processes.descendants(supervisor.pid)} == {"T"}
     with pytest.raises(OperationRefused, match="frozen"):
         await world.client.stop("openclaw", grace=1)
 
-    await world.client._ask({"op": "thaw"})
+    await world.client.ask({"op": "thaw"})
     assert "T" not in {process.state for process in processes.descendants(supervisor.pid)}
     assert await world.running("openclaw") == openclaw
 
@@ -256,8 +256,8 @@ async def test_a_frozen_guest_can_be_shut_down_and_its_services_still_end_by_the
     await world.client.start("openclaw")
     await world.running("agent")
     await world.running("openclaw")
-    await world.client._ask({"op": "freeze"})
-    await world.client._ask({"op": "shutdown", "grace_seconds": 10}, 10)
+    await world.client.ask({"op": "freeze"})
+    await world.client.ask({"op": "shutdown", "grace_seconds": 10}, 10)
     assert world.ends() == ["openclaw", "agent"]
     assert world.alive() == []
 

@@ -14,14 +14,19 @@ from tests.unit.image.samples import CONTENTS, QuickBuilder
 
 from mvm.host.clock import Clock
 from mvm.host.images import Images
+from mvm.host.locations import locate
+from mvm.host.programs import image_builders
 from mvm.host.progress import silent
 from mvm.image.base import Contents, OnProgress
 from mvm.image.revisions import Revisions
 from mvm.model.entities import Pool, PoolSpec
 from mvm.model.errors import Conflict, MvmError, Unavailable
+from mvm.model.ids import PoolId
+from mvm.model.roles import Role
 from mvm.openclaw.install import Progress as Step
 
 LIMIT_SECONDS = 10.0
+FLAKE = "github:openclaw/nix-openclaw"
 
 
 @dataclass
@@ -39,11 +44,17 @@ class World:
     services: Services
     images: Images
     builder: QuickBuilder
+    nix: QuickBuilder
     revisions: Revisions
     bases: Bases
 
     def pool(self, pool_id: str = WORKERS) -> Pool:
         return next(pool for pool in self.services.catalog.pools.values() if pool.pool_id == pool_id)
+
+    async def change(self, **changes: str) -> Pool:
+        """Change the pool's settings that decide its image."""
+        spec = PoolSpec.model_validate({"pool_id": WORKERS, "role": self.pool().role, **changes})
+        return await self.services.pools.update(ALICE, spec, actor="test")
 
     async def build(self, version: str | None = None) -> Pool:
         if version is not None:
@@ -55,6 +66,7 @@ class World:
 async def world(services: Services, tmp_path: Path) -> AsyncIterator[World]:
     await services.tenant(gateway=False)
     builder, revisions, bases = QuickBuilder(), Revisions(tmp_path / "images"), Bases({})
+    nix = QuickBuilder("nix", usable=False)
 
     def contents(on_progress: OnProgress) -> Contents:
         on_progress(Step(text="finding programs"))
@@ -65,12 +77,17 @@ async def world(services: Services, tmp_path: Path) -> AsyncIterator[World]:
         chronicle=services.chronicle,
         clock=Clock(),
         revisions=revisions,
-        builders=[builder],
+        builders=[builder, nix],
         contents=contents,
         derived=bases,
     )
-    yield World(services, images, builder, revisions, bases)
+    yield World(services, images, builder, nix, revisions, bases)
     await images.close()
+
+
+def test_an_agent_builds_with_debians_packages_and_with_nix(tmp_path: Path) -> None:
+    locations = locate({"state_dir": str(tmp_path / "state"), "run_dir": "/tmp/mvm-none"}, {}, tmp_path)
+    assert [builder.name for builder in image_builders(locations)] == ["debian", "nix"]
 
 
 async def test_a_pool_without_an_image_gets_one_and_keeps_it(world: World) -> None:
@@ -109,6 +126,66 @@ async def test_another_profile_is_another_image(world: World) -> None:
     after = await world.images.ensure(changed, silent)
     assert world.images.manifest(after.revision).profile == "python"
     assert after.previous_revisions == (before.revision,)
+
+
+async def test_a_pool_that_names_a_flake_is_built_by_nix_where_there_is_one(world: World) -> None:
+    await world.change(flake=FLAKE)
+    before = await world.images.ensure(world.pool(), silent)
+    assert world.images.manifest(before.revision).builder == "debian"
+    world.nix.usable = True
+    after = await world.images.ensure(world.pool(), silent)
+    assert world.images.manifest(after.revision).builder == "nix"
+    assert after.previous_revisions == (before.revision,)
+
+
+async def test_what_nix_has_built_serves_whether_it_is_still_there_or_not(world: World) -> None:
+    world.nix.usable = True
+    await world.change(flake=FLAKE)
+    built = await world.images.ensure(world.pool(), silent)
+    world.nix.usable = False
+    assert await world.images.ensure(world.pool(), silent) == built
+
+
+async def test_another_flake_is_another_image(world: World) -> None:
+    world.nix.usable = True
+    revisions = []
+    for flake in (FLAKE, "github:else/where", "debian:", FLAKE):
+        await world.change(flake=flake)
+        revisions.append((await world.images.ensure(world.pool(), silent)).revision)
+    assert len(set(revisions)) == 3
+    assert revisions[0] == revisions[3]
+    assert world.nix.builds == 2
+
+
+@pytest.mark.parametrize(("flake", "images"), [(FLAKE, 2), ("", 1)])
+async def test_each_role_gets_its_own_image_from_a_flake_and_all_one_from_debian(
+    flake: str, images: int, world: World
+) -> None:
+    world.nix.usable = True
+    specs = [PoolSpec(pool_id=PoolId(role), role=role, flake=flake) for role in (Role.WORKER, Role.BUILDER)]
+    pools = [await world.services.pools.create(ALICE, spec, actor="test") for spec in specs]
+    assert len({(await world.images.ensure(pool, silent)).revision for pool in pools}) == images
+
+
+async def test_roles_that_are_built_at_once_do_not_get_each_others_image(world: World) -> None:
+    world.nix.usable = True
+    specs = [PoolSpec(pool_id=PoolId(role), role=role, flake=FLAKE) for role in (Role.WORKER, Role.BUILDER)]
+    pools = [await world.services.pools.create(ALICE, spec, actor="test") for spec in specs]
+    built = await asyncio.gather(*(world.images.ensure(pool, silent) for pool in pools))
+    assert len({pool.revision for pool in built}) == 2
+
+
+async def test_nothing_of_this_host_is_prepared_for_what_does_not_take_it(world: World) -> None:
+    world.nix.usable = True
+    told: list[str] = []
+
+    def progress(text: str, *, done: float | None = None, total: float | None = None) -> None:
+        told.append(text)
+
+    await world.change(flake=FLAKE)
+    await world.images.build(world.pool(), actor="test", progress=progress)
+    assert told[0] == f"building the image with nix: the pool names the flake '{FLAKE}', and it works"
+    assert "finding programs" not in told
 
 
 async def test_building_again_changes_nothing_unless_something_has(world: World) -> None:

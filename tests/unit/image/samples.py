@@ -15,6 +15,7 @@ from mvm.image.base import (
     Manifest,
     OnProgress,
     Readiness,
+    Source,
     describe_files,
 )
 from mvm.openclaw.install import Progress
@@ -22,13 +23,16 @@ from mvm.openclaw.install import Progress
 CONTENTS = Contents(
     node=Path("/node"), openclaw_dir=Path("/openclaw"), zipapp=Path("/guest.pyz"), plugin_dir=Path("/plugin")
 )
+SOURCE = Source(flake="", url="", lock_hash="0", attribute="packages.x.y", derivation="d.drv")
 
 
 class QuickBuilder:
-    """Builds files of a few bytes; `version` stands for everything that is put into an image."""
+    """Builds files of a few bytes; `version` stands for everything that is put into an image. `nix` takes flakes."""
 
     def __init__(self, name: str = "debian", version: str = "1", *, usable: bool = True) -> None:
         self.name = name
+        self.per_role = self.from_flakes = name == "nix"
+        self.needs_contents = not self.from_flakes
         self.version = version
         self.usable = usable
         self.builds = 0
@@ -43,6 +47,8 @@ class QuickBuilder:
 
     def resolve(self, request: BuildRequest, on_progress: OnProgress) -> Inputs:
         document = {"version": self.version, "profile": request.profile}
+        if self.from_flakes:
+            document |= {"role": request.role, "flake": request.flake}
         return Inputs(builder=self.name, request=request, document=document)
 
     def build(self, inputs: Inputs, target: Path, on_progress: OnProgress) -> Manifest:
@@ -77,6 +83,7 @@ def manifest_of(inputs: Inputs, target: Path) -> Manifest:
         zipapp="0" * 64,
         packages={},
         files=describe_files(target),
+        source=SOURCE.model_copy(update={"flake": inputs.request.flake}) if inputs.builder == "nix" else None,
     )
 
 

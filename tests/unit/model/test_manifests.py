@@ -68,6 +68,31 @@ def pool(deployment: Deployment, pool_id: str) -> PoolSpec:
     return found
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("github:openclaw/nix-openclaw", "github:openclaw/nix-openclaw"),
+        ("debian:", "debian:"),
+        ("path:/there", "path:/there"),
+        ("git+file:///there?dir=nix", "git+file:///there?dir=nix"),
+        ("path:./images", "path:{here}/images"),
+        ("path:images", "path:{here}/images"),
+        ("../images", "{above}/images"),
+        ("~/images", "{home}/images"),
+        (".", "{here}"),
+    ],
+)
+def test_a_flake_that_is_a_directory_is_relative_to_the_file(
+    written: str, meant: str, load_deploy, load_deployment, tmp_path: Path
+) -> None:
+    expected = meant.format(here=tmp_path, above=tmp_path.parent, home=Path.home())
+    deployments = [
+        load_deploy(f'[overrides]\nflake = "{written}"\n'),
+        load_deployment(f'{TENANT}{GATEWAY}flake = "{written}"\n'),
+    ]
+    assert [pool(deployment, "gateways").flake for deployment in deployments] == [expected, expected]
+
+
 def test_the_deploy_toml_of_the_contract_overrides_the_template(load_deploy, tmp_path: Path) -> None:
     deployment = load_deploy(CONTRACT_DEPLOY)
     gateways, workers = pool(deployment, "gateways"), pool(deployment, "workers")

@@ -353,6 +353,16 @@ def test_a_data_drive_that_a_process_writes_is_in_use(files: Files) -> None:
         pass
 
 
+def test_only_one_at_a_time_starts_a_machine_on_a_data_drive(files: Files) -> None:
+    with launching.alone(files.data):
+        """There is none yet."""
+    files.data.write_bytes(b"data")
+    with launching.alone(files.data), pytest.raises(Conflict), launching.held(files.data):
+        pass
+    with launching.alone(files.data):
+        pass
+
+
 def test_without_leases_processes_are_looked_at(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     def none_here(*_: object) -> None:
         raise OSError(22, "Invalid argument")

@@ -51,6 +51,7 @@ _KERNEL_PACKAGES = {"x86_64": "linux-image-cloud-amd64"}
 class DebianInputs(Inputs):
     """Inputs with the packages that they stand for."""
 
+    contents: Contents
     packages: tuple[Package, ...]
     kernel: Package
 
@@ -59,6 +60,8 @@ class DebianBuilder:
     """Debian packages by mmdebstrap, OpenClaw as it is installed on the host. Needs root."""
 
     name = NAME
+    needs_contents = True
+    per_role = False
 
     def __init__(self, cache: Path) -> None:
         """`cache` is where downloads and layers are kept between builds; several processes may share it."""
@@ -89,6 +92,8 @@ class DebianBuilder:
                 f"the Debian builder has no profile '{request.profile}'",
                 hint=f"the profiles are: {', '.join(rootfs.PROFILES)}",
             )
+        if request.contents is None:
+            raise TypeError(f"the builder '{NAME}' was given nothing to put into an image")
         on_progress(Progress(text="resolving Debian packages"))
         self._apt.prepare(on_progress)
         packages = self._apt.resolve([*rootfs.PACKAGES, *rootfs.PROFILES[request.profile]])
@@ -96,6 +101,7 @@ class DebianBuilder:
         on_progress(Progress(text="reading what goes into the image"))
         return DebianInputs(
             builder=NAME,
+            contents=request.contents,
             packages=packages,
             kernel=kernel_package,
             request=request,
@@ -113,9 +119,9 @@ class DebianBuilder:
         )
 
     def build(self, inputs: Inputs, target: Path, on_progress: OnProgress) -> Manifest:
-        request, contents = inputs.request, inputs.request.contents
         if not isinstance(inputs, DebianInputs):
             raise TypeError(f"inputs of the builder '{inputs.builder}' were given to '{NAME}'")
+        request, contents = inputs.request, inputs.contents
         work = self._directory("work")
         waiting = Progress(text="waiting for another build of an image")
         with only_one(self._cache / "lock", lambda: on_progress(waiting)):

@@ -35,8 +35,8 @@ def script() -> bytes:
     return (resources.files("mvm.image.debian") / "init.sh").read_bytes()
 
 
-def build(modules: Mapping[str, bytes], busybox: bytes) -> bytes:
-    """The archive; the modules are loaded in the order given."""
+def build(modules: Mapping[str, bytes], busybox: bytes, first: bytes | None = None) -> bytes:
+    """The archive; the modules are loaded in the order given. `first` is the first program, if not `script`."""
     archive = Archive()
     for name in _DIRECTORIES:
         archive.directory(name)
@@ -48,5 +48,5 @@ def build(modules: Mapping[str, bytes], busybox: bytes) -> bytes:
     for name, content in modules.items():
         archive.file(f"modules/{name}.ko", content)
     archive.file("modules/order", "".join(f"{name}\n" for name in modules).encode())
-    archive.file("init", script(), 0o755)
+    archive.file("init", script() if first is None else first, 0o755)
     return bytes(archive)

@@ -14,6 +14,7 @@ const HISTORY_MESSAGES = 60;
 const HISTORY_CHARS = 200_000;
 const SILENCE_MS = 3_000;
 const RECOVERY_MS = 60_000;
+const RESPITE = 10;
 
 const MAX_REASON = 300;
 
@@ -120,9 +121,11 @@ async function request(connection, method, params) {
 
 /** Wait for the answer in the transcript; `patience` is how long a session in which nothing goes on may keep still. */
 async function fromHistory({ connection, sessionKey, runId, every, patience, over }) {
-  for (let quiet = 0; ; quiet += 1) {
-    await pause(every, over);
+  let [quiet, wait] = [0, every];
+  for (;;) {
+    await pause(wait, over);
     if (over.aborted) return { text: "", aborted: true };
+    const asked = Date.now();
     const read = await readHistory(connection, sessionKey, runId).catch(
       // A worker that drains for its sleep refuses to be read, yet finishes the turn and tells its end. A connection that
       // is really lost is noticed by whoever waits for this.
@@ -131,8 +134,10 @@ async function fromHistory({ connection, sessionKey, runId, every, patience, ove
     if (read === null) continue;
     const { text, error, busy } = read;
     if (text !== null) return { text, recovered: true };
-    if (busy) quiet = 0;
-    if (quiet * every < patience) continue;
+    quiet = busy ? 0 : quiet + wait;
+    // Reading is work for the worker too: a slow one shall spend its time on the turn.
+    wait = Math.max(every, RESPITE * (Date.now() - asked));
+    if (quiet < patience) continue;
     // A turn may end without words, but one that failed must not pass for it: the person would wait for ever.
     if (error !== null) throw new TurnFailed(error);
     return { text: "", recovered: true };

@@ -11,11 +11,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from mvm.model.errors import MvmError
-from mvm.runtime.base import Machine
+from mvm.runtime.machine_files import MachineFiles
 
 API_SOCKET = "api.sock"
 VSOCK = "v.sock"
@@ -35,29 +34,8 @@ def host_port_socket(port: int) -> str:
     return f"{VSOCK}_{port}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """Paths of one instance; none of the directories is a symbolic link."""
-
-    run_dir: Path
-    state_dir: Path
-    secrets: Path
-    instance: str
-
-    @classmethod
-    def of(cls, machine: Machine) -> Files:
-        """The paths of a machine, as the kernel knows them."""
-        return cls(
-            run_dir=Path(os.path.realpath(machine.run_dir)),
-            state_dir=Path(os.path.realpath(machine.state_dir)),
-            secrets=Path(os.path.realpath(machine.secrets)),
-            instance=machine.ref.instance_id,
-        )
-
-    @property
-    def record(self) -> Path:
-        """What this runtime wrote about the process it started."""
-        return self.run_dir / "process.json"
+class Files(MachineFiles):
+    """Paths of one instance. No name of `ram` is left once a guest has gone on from it."""
 
     @property
     def output(self) -> Path:
@@ -75,29 +53,9 @@ class Files:
         return self.state_dir / "metrics.jsonl"
 
     @property
-    def data(self) -> Path:
-        """Image of the data drive."""
-        return self.state_dir / "data.img"
-
-    @property
     def config_image(self) -> Path:
         """On the file system of the room, which has it under a second name."""
         return self.state_dir / "config.erofs"
-
-    @property
-    def secrets_image(self) -> Path:
-        """Beside the secrets themselves: on memory-backed storage where those are."""
-        return self.secrets.with_name(f"{self.secrets.name}.erofs")
-
-    @property
-    def memory(self) -> Path:
-        """Directory of the memory and devices of a sleeper."""
-        return self.state_dir / "memory"
-
-    @property
-    def ram(self) -> Path:
-        """The memory of a sleeper. No name of it is left once a guest has gone on from it."""
-        return self.memory / "ram"
 
     @property
     def jail(self) -> Path:
@@ -119,11 +77,6 @@ class Files:
                 room = self.jail / entry / self.instance / "root"
                 if room.is_dir():
                     yield room
-
-    def make_memory(self) -> None:
-        """Make the private directory of memory and snapshot. Idempotent."""
-        self.memory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.memory.chmod(0o700)
 
     def remove(self) -> None:
         """Remove everything that this runtime made; nothing runs. Idempotent."""

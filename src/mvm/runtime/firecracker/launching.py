@@ -34,22 +34,33 @@ KILL_SECONDS = 10.0
 
 
 @contextmanager
-def held(data: Path) -> Iterator[None]:
-    """Have a data drive to oneself while a machine is started on it. Raises `Conflict` when another one has it.
-
-    From the moment that Firecracker has opened it, `in_use` says so.
-    """
-    descriptor = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+def alone(data: Path) -> Iterator[None]:
+    """Be the only one who starts a machine on a data drive, or clears up after one. Raises `Conflict`."""
+    try:
+        descriptor = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # nobody can have started anything on it
+        yield
+        return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _taken(data) from None
-        if in_use(data):
-            raise _taken(data)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def held(data: Path) -> Iterator[None]:
+    """Have a data drive to oneself while a machine is started on it. Raises `Conflict` when another one has it.
+
+    From the moment that Firecracker has opened it, `in_use` says so.
+    """
+    with alone(data):
+        if in_use(data):
+            raise _taken(data)
+        yield
 
 
 def _taken(data: Path) -> Conflict:

@@ -44,29 +44,27 @@ class Machinery:
         """A Firecracker that answers, in a room of its own. When the block fails nothing is left of it."""
         from mvm.runtime.firecracker.client import Client, Ended
 
-        try:
-            with (
-                launching.held(places.data),
-                furnished(places.room_for(host.firecracker), uid=self.owner(machine), jailed=self._jailed) as room,
-            ):
-                await asyncio.to_thread(furnish, room)
-                await asyncio.to_thread(self._taps.make, machine, tap_name(machine))
-                await self.channel(machine).begin(room.directory)
-                identity = await self._launch(machine, places, host, room)
-                async with Client(room.directory / files.API_SOCKET, who=str(machine.ref)) as client:
-                    await client.wait_until_listening()
-                    version, _ = await client.negotiate()
-                    if version != host.version:
-                        raise Unavailable(f"'{host.firecracker}' is Firecracker {version}, and was {host.version}")
-                    yield identity, client
-        except Ended as error:
-            await asyncio.shield(self.end(machine, places))
-            raise Unavailable(
-                f"the Firecracker of {machine.ref} ended: {_last_words(places)}", hint=f"see '{places.log}'"
-            ) from error
-        except BaseException:
-            await asyncio.shield(self.end(machine, places))
-            raise
+        with launching.held(places.data):  # else somebody else's machine would be ended below
+            try:
+                with furnished(places.room_for(host.firecracker), uid=self.owner(machine), jailed=self._jailed) as room:
+                    await asyncio.to_thread(furnish, room)
+                    await asyncio.to_thread(self._taps.make, machine, tap_name(machine))
+                    await self.channel(machine).begin(room.directory)
+                    identity = await self._launch(machine, places, host, room)
+                    async with Client(room.directory / files.API_SOCKET, who=str(machine.ref)) as client:
+                        await client.wait_until_listening()
+                        version, _ = await client.negotiate()
+                        if version != host.version:
+                            raise Unavailable(f"'{host.firecracker}' is Firecracker {version}, and was {host.version}")
+                        yield identity, client
+            except Ended as error:
+                await asyncio.shield(self.end(machine, places))
+                raise Unavailable(
+                    f"the Firecracker of {machine.ref} ended: {_last_words(places)}", hint=f"see '{places.log}'"
+                ) from error
+            except BaseException:
+                await asyncio.shield(self.end(machine, places))
+                raise
 
     async def _launch(self, machine: Machine, places: Files, host: Binaries, room: Room) -> Identity:
         if not self._jailed:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from mvm.drives import images
 from mvm.guest import processes
-from mvm.guest.processes import Identity
 from mvm.image.base import INITRD, KERNEL
 from mvm.model.addresses import networked_address
 from mvm.model.entities import ProcessIdentity
@@ -166,7 +165,7 @@ class FirecrackerRuntime:
             await asyncio.to_thread(parts.remember, places.memory, wanted)
             for call, body in configuration.boot(hardware, tap=tap_name(machine)):
                 await client.tell(call, body)
-        return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+        return spawning.recorded(identity)
 
     async def restore(self, machine: Machine, snapshot: Snapshot | None) -> ProcessIdentity:
         """Bring a sleeper back. Once a Firecracker was told to load it the snapshot is used up, whatever happens."""
@@ -200,7 +199,7 @@ class FirecrackerRuntime:
                 raise SnapshotRejected(f"Firecracker does not take the snapshot: {error}") from error
             raise
         await asyncio.to_thread(snapshots.remove_used, places)
-        return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+        return spawning.recorded(identity)
 
     async def _load(self, machine: Machine, client: Client) -> None:
         """Load what is in the room, and only when that has been taken, let it run."""
@@ -299,14 +298,11 @@ class FirecrackerRuntime:
     async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
         """Have the guest shut down; one that is asleep already, or does not do it, is ended."""
         places = Files.of(machine)
-        clean = False
-        try:
-            if grace_seconds > 0 and await self.alive(process) and await self._lets_shut_down(machine, places):
-                clean = await shutdown.ask(self, machine, process, grace_seconds=grace_seconds)
-        except MvmError as error:
-            log.warning("%s does not end by itself and is killed: %s", machine.ref, error.message)
+        clean = await shutdown.attempt(
+            self, machine, process, grace_seconds=grace_seconds, running=lambda: self._lets_shut_down(machine, places)
+        )
         await self._machinery.end(machine, places)
-        spawning.reap(_identity(process))
+        spawning.reap(spawning.identity_of(process))
         return clean
 
     async def _lets_shut_down(self, machine: Machine, places: Files) -> bool:
@@ -319,13 +315,11 @@ class FirecrackerRuntime:
             return state is MachineState.RUNNING
 
     async def alive(self, process: ProcessIdentity) -> bool:
-        identity = _identity(process)
-        spawning.reap(identity)
-        return processes.alive(identity)
+        return spawning.alive(process)
 
     async def find(self, machine: Machine) -> ProcessIdentity | None:
         identity = launching.find(Files.of(machine))
-        return None if identity is None else ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+        return None if identity is None else spawning.recorded(identity)
 
     async def retract(self, machine: Machine, process: ProcessIdentity) -> bool:
         """A machine that was not told to run yet: its snapshot is not used."""
@@ -344,7 +338,7 @@ class FirecrackerRuntime:
         return True
 
     async def wait(self, process: ProcessIdentity) -> None:
-        await spawning.wait_for_end(_identity(process))
+        await spawning.wait_for_end(spawning.identity_of(process))
 
     async def destroy(self, machine: Machine) -> None:
         places = Files.of(machine)
@@ -390,7 +384,8 @@ class FirecrackerRuntime:
         self._machinery.owner(machine)
         self._refuse_running(machine, places)
         if places.record.exists() or places.room is not None or launching.in_use(places.data):
-            await self._machinery.end(machine, places)
+            with launching.alone(places.data):
+                await self._machinery.end(machine, places)
         return host
 
     def _refuse_running(self, machine: Machine, places: Files) -> None:
@@ -413,7 +408,3 @@ def _finish(room: Room, places: Files, made_by: dict[str, str]) -> Snapshot:
     except BaseException:
         saved.discard(places)
         raise
-
-
-def _identity(process: ProcessIdentity) -> Identity:
-    return Identity(process.pid, process.start_time)

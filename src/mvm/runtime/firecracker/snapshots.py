@@ -71,6 +71,7 @@ def remove_used(places: Files) -> None:
 def keep(room: Room, places: Files, directory: Path, made_by: dict[str, str]) -> None:
     """Make a base of what was written: memory, devices, and a copy of the data drive."""
     take(room, ram=directory / bases.RAM, devices=directory / bases.DEVICES, shared=True)
+    require_whole(directory / bases.RAM, mem_mib=int(made_by["mem_mib"]))
     (directory / bases.DEVICES).chmod(bases.FILE_MODE)
     for name in (bases.RAM, bases.DEVICES):
         sparse.sync_file(directory / name)

@@ -160,7 +160,7 @@ class QemuRuntime:
         await asyncio.to_thread(self._prepare_boot, machine, files)
         async with AsyncExitStack() as stack:
             identity, _ = await self._launch(machine, files, made_of, stack, incoming=False)
-        return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+        return spawning.recorded(identity)
 
     def _prepare_boot(self, machine: Machine, files: Files) -> None:
         """A data drive of the size asked for, and no memory of earlier times."""
@@ -195,7 +195,7 @@ class QemuRuntime:
             except BaseException:
                 await asyncio.shield(self._end(machine, files))
                 raise
-        return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+        return spawning.recorded(identity)
 
     async def _load(self, monitor: Monitor, files: Files) -> None:
         descriptor = os.open(files.memory / saved.DEVICES, os.O_RDONLY | os.O_CLOEXEC)
@@ -313,14 +313,11 @@ class QemuRuntime:
     async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
         """Have the guest shut down; one that is asleep already, or does not do it, is ended."""
         files = Files.of(machine)
-        clean = False
-        try:
-            if grace_seconds > 0 and await self.alive(process) and await self._lets_shut_down(machine, files):
-                clean = await shutdown.ask(self, machine, process, grace_seconds=grace_seconds)
-        except MvmError as error:
-            log.warning("%s does not end by itself and is killed: %s", machine.ref, error.message)
+        clean = await shutdown.attempt(
+            self, machine, process, grace_seconds=grace_seconds, running=lambda: self._lets_shut_down(machine, files)
+        )
         await self._end(machine, files)
-        spawning.reap(_identity(process))
+        spawning.reap(spawning.identity_of(process))
         return clean
 
     async def _lets_shut_down(self, machine: Machine, files: Files) -> bool:
@@ -333,13 +330,11 @@ class QemuRuntime:
             return status == "running"
 
     async def alive(self, process: ProcessIdentity) -> bool:
-        identity = _identity(process)
-        spawning.reap(identity)
-        return processes.alive(identity)
+        return spawning.alive(process)
 
     async def find(self, machine: Machine) -> ProcessIdentity | None:
         identity = launching.find(Files.of(machine))
-        return None if identity is None else ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+        return None if identity is None else spawning.recorded(identity)
 
     async def retract(self, machine: Machine, process: ProcessIdentity) -> bool:
         """A machine that was to go on from its memory and was not told to yet: its snapshot is not used."""
@@ -356,7 +351,7 @@ class QemuRuntime:
         return True
 
     async def wait(self, process: ProcessIdentity) -> None:
-        await spawning.wait_for_end(_identity(process))
+        await spawning.wait_for_end(spawning.identity_of(process))
 
     async def destroy(self, machine: Machine) -> None:
         files = Files.of(machine)
@@ -434,7 +429,3 @@ class QemuRuntime:
             open_monitor(Files.of(machine).monitor, who=str(machine.ref)) as monitor,
         ):
             yield monitor
-
-
-def _identity(process: ProcessIdentity) -> Identity:
-    return Identity(process.pid, process.start_time)
