@@ -68,9 +68,15 @@ class Guest:
         self._namespace = ""
         self.card: int | None = None
         self.paused = False
+        self._held = False
+        """It was restored, and has not run yet."""
 
     async def boot(self, *, with_card: bool, console: int, run: bytes | None) -> None:
-        """Start it; `run` is what it had in memory, if it had any. Raises `Fault` when it does not come up."""
+        """Start it. Raises `Fault` when it does not come up.
+
+        `run` is what it had in memory, if it had any; then it is paused, and nothing of it has run.
+        """
+        self._held = self.paused = run is not None
         for name in ("image", "run", "secrets", "config"):
             (self._base / name).mkdir(parents=True)
         if run is not None:
@@ -125,6 +131,7 @@ class Guest:
             "base": str(self._base),
             "data": str(data),
             "card": with_card,
+            "held": self._held,
             "config": self._config,
             "argv": [python, "-I", "-S", zipapp, "supervise"] if bootable else [],
             "environment": {
@@ -193,7 +200,8 @@ class Guest:
     async def pause(self) -> None:
         """Every process of it stops, also one that is being forked meanwhile."""
         deadline = asyncio.get_running_loop().time() + FREEZE_SECONDS
-        while moving := [process for process in self._members() if process.state not in "tT"]:
+        # A process that waits for its child to become another program does not stop before that, and nothing else.
+        while moving := [process for process in self._members() if process.state not in "tTD"]:
             if asyncio.get_running_loop().time() > deadline:
                 raise Fault(f"{len(moving)} processes of the guest do not stop")
             for process in moving:
@@ -209,9 +217,11 @@ class Guest:
     def resume(self) -> None:
         if self.data is not None:
             self.data.in_use()
+        if self._held and self._control is not None:
+            self._control.send(b'{"go": true}')
         for process in self._members():
             processes.send(process.identity, signal.SIGCONT)
-        self.paused = False
+        self._held = self.paused = False
 
     def memory(self) -> bytes:
         """What it has in memory, as far as that is modelled."""

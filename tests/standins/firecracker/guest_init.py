@@ -147,9 +147,7 @@ def run(control: socket.socket, orders: dict[str, Any], *, card: bool) -> int:
     os.set_blocking(wake_writer, False)
     signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    supervisor = None
-    if orders["argv"]:
-        supervisor = subprocess.Popen(orders["argv"], env=orders["environment"], cwd="/guest", stdin=subprocess.DEVNULL)
+    supervisor = None if orders["held"] else start_supervisor(orders)
     while True:
         readable, _, _ = select.select([control, wake_reader], [], [])
         if wake_reader in readable:
@@ -164,8 +162,17 @@ def run(control: socket.socket, orders: dict[str, Any], *, card: bool) -> int:
             if "config" in told:
                 be(told["config"], card=card)
                 control.send(b"done")
+            if told.get("go") and supervisor is None:
+                supervisor = start_supervisor(orders)
             if told.get("end") and supervisor is not None:
                 supervisor.send_signal(signal.SIGTERM)
+
+
+def start_supervisor(orders: dict[str, Any]) -> subprocess.Popen[bytes] | None:
+    """Have mvm's guest programs run, if the image has them."""
+    if not orders["argv"]:
+        return None
+    return subprocess.Popen(orders["argv"], env=orders["environment"], cwd="/guest", stdin=subprocess.DEVNULL)
 
 
 def reap(supervisor: subprocess.Popen[bytes] | None) -> int | None:

@@ -95,14 +95,14 @@ class Vmm(Configuration):
         await self._run(None)
         self.state = "Running"
 
-    async def _run(self, memory: bytes | None, *, paused: bool = False) -> None:
-        """Have a guest, booted or from its memory."""
+    async def _run(self, memory: bytes | None) -> None:
+        """Have a guest: one that boots, or one with memory, which is paused."""
         devices = Devices.of(list(self._drives.values()))
         data = Data.attach(self._settings, devices.data) if devices.data is not None else None
         guest = Guest(self._settings, devices, data)
         console = self._console()
         try:
-            if data is not None and not paused:
+            if data is not None and memory is None:
                 data.in_use()
             await guest.boot(with_card=bool(self._taps), console=console, run=memory)
         finally:
@@ -112,10 +112,7 @@ class Vmm(Configuration):
             self._wire = Wire(next(iter(self._taps.values())), guest.card)
         if self._vsock is not None:
             await self._vsock.serve(guest, guest.read_drives_again)
-        if paused:
-            guest.paused = True  # nothing is written into its image: it is as its snapshot left it
-            await guest.pause()
-        elif self._wire is not None:
+        if memory is None and self._wire is not None:
             self._wire.open()
         self._tasks.append(asyncio.create_task(self._until_end(guest)))
         self._tasks.append(asyncio.create_task(self._watch_memory()))
@@ -273,7 +270,7 @@ class Vmm(Configuration):
         for name in ("balloon", "entropy"):
             if state[name] is not None:
                 self._plain[name] = state[name]
-        await self._run(loaded.run, paused=True)
+        await self._run(loaded.run)
         self.state = "Paused"
         self._snapshotted = True
         if body.get("resume_vm"):
