@@ -21,6 +21,8 @@ class QuickBuilder:
     """Builds images for the stand-in, in place of those of Debian's packages."""
 
     name = "debian"
+    needs_contents = True
+    per_role = False
 
     def probe(self) -> Readiness:
         return Readiness(usable=True, reason="nothing is needed")
