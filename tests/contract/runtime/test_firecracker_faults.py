@@ -25,10 +25,13 @@ from tests.standins.firecracker.settings import Fault, inject, read_journal
 
 from mvm.drives import images
 from mvm.model.errors import Conflict, MvmError, SnapshotRejected, Unavailable
-from mvm.runtime import makeup
-from mvm.runtime.base import Snapshot
+from mvm.runtime import makeup, saved
+from mvm.runtime.base import Machine, Snapshot
+from mvm.runtime.firecracker import api, configuration
+from mvm.runtime.firecracker.client import Client
 from mvm.runtime.firecracker.files import Files
 from mvm.runtime.firecracker.runtime import FirecrackerRuntime
+from mvm.runtime.firecracker.taps import tap_name
 
 REASON = namespaces_work()
 pytestmark = [
@@ -38,7 +41,6 @@ pytestmark = [
 ]
 
 INJECTED = "an injected fault"
-ENDED = "the guest crashes"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,7 +105,7 @@ DAMAGES: dict[str, Callable[[Files], None]] = {
     "the memory's last page": lambda files: os.truncate(files.ram, files.ram.stat().st_size - 4096),
     "a bit of the devices": lambda files: flip(files.memory / "devices", 200),
     "half of the devices": lambda files: os.truncate(files.memory / "devices", 200),
-    "the data drive": lambda files: flip(files.data, 5000),
+    "the data drive": lambda files: os.utime(files.data),
 }
 
 
@@ -112,11 +114,7 @@ async def test_what_is_damaged_is_noticed_before_a_guest_runs_and_a_cold_start_f
     bench: StandinBench, damage: str
 ) -> None:
     subject, snapshot = await asleep(bench)
-    files = Files.of(subject.machine)
-    if damage == "the data drive":
-        os.utime(files.data)
-    else:
-        DAMAGES[damage](files)
+    DAMAGES[damage](Files.of(subject.machine))
     with pytest.raises(SnapshotRejected):
         await bench.runtime.restore(subject.machine, snapshot)
     assert asked_to_load(bench) == 0
@@ -390,47 +388,37 @@ class Killed(BaseException):
     """The agent got SIGKILL."""
 
 
-@pytest.mark.parametrize("moment", ["before the load", "loaded"])
+@pytest.mark.parametrize("loaded", [False, True])
 async def test_a_wake_is_taken_back_when_its_agent_ended_before_the_guest_ran(
-    bench: StandinBench, monkeypatch: pytest.MonkeyPatch, moment: str
+    bench: StandinBench, monkeypatch: pytest.MonkeyPatch, loaded: bool
 ) -> None:
     subject, snapshot = await asleep(bench)
     runtime = bench.runtime
     assert isinstance(runtime, FirecrackerRuntime)
 
-    async def killed(*_: object) -> None:
+    async def killed(machine: Machine, client: Client) -> None:
+        if loaded:
+            await client.tell(api.LOAD_SNAPSHOT, configuration.load(tap=tap_name(machine)))
         raise Killed
 
     async def nobody_does_it(*_: object) -> None:
         """What a killed agent does not get to."""
 
     with monkeypatch.context() as dying:
+        dying.setattr(runtime, "_load", killed)
         dying.setattr(runtime._machinery, "end", nobody_does_it)
-        dying.setattr("mvm.runtime.saved.give_back", lambda files: None)
-        if moment == "before the load":
-            dying.setattr(runtime, "_load", killed)
-        else:
-            inject(bench.control, Fault(what="delay", method="PATCH", path="/vm", seconds=30))
-            waking = asyncio.create_task(runtime.restore(subject.machine, snapshot))
-            while not any(entry["what"] == "delay" for entry in read_journal(bench.control, "fault")):
-                await asyncio.sleep(0.01)
-            waking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waking
-        if moment == "before the load":
-            with pytest.raises(Killed):
-                await runtime.restore(subject.machine, snapshot)
+        dying.setattr(saved, "give_back", lambda files: None)
+        with pytest.raises(Killed):
+            await runtime.restore(subject.machine, snapshot)
     await bench.agent_ends(runtime)
-    later = bench.make_runtime()
+    later = bench.runtime = subject.runtime = bench.make_runtime()
     process = await later.find(subject.machine)
     assert process is not None
-    if moment == "before the load":
-        assert await later.retract(subject.machine, process)
-        assert bench.leftovers(subject) == []
-        assert await later.saved_snapshot(subject.machine) == snapshot
-    else:
-        await later.destroy(subject.machine)
-    bench.runtime = subject.runtime = later
+    assert await later.retract(subject.machine, process)
+    assert bench.leftovers(subject) == []
+    assert await later.saved_snapshot(subject.machine) == snapshot
+    await bench.before_next_start(subject)
+    subject.process = await later.restore(subject.machine, snapshot)
 
 
 async def test_production_does_without_the_jailer_never(bench: StandinBench) -> None:
