@@ -17,14 +17,13 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
-from tests.contract.network.world import namespaces_work
+from tests.contract.network.world import namespaces_work, new_host
 from tests.e2e.operator import CommandFailed, Operator, eventually, kill, operator
 from tests.standins.firecracker.description import description
 from tests.standins.firecracker.install import Installed, install
 from tests.standins.firecracker.settings import Fault, inject, read_journal
 from tests.vm.images import STANDIN
 from tests.vm.machines import ALICE, BOB, PATIENCE, TENANT, Machines, overrides
-from tests.vm.namespace import enter_private_network
 
 from mvm.drives import images
 
@@ -143,13 +142,10 @@ async def on_firecracker(users: dict[str, int]) -> AsyncIterator[OnFirecracker]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def machines() -> AsyncIterator[OnFirecracker]:
-    try:
-        enter_private_network()
-    except OSError as error:
-        pytest.skip(str(error))
-    async with on_firecracker({"alice": ALICE}) as machines:
-        yield machines
-        assert (wrong := machines.wrong()) == [], wrong
+    with new_host():
+        async with on_firecracker({"alice": ALICE}) as machines:
+            yield machines
+            assert (wrong := machines.wrong()) == [], wrong
 
 
 async def one_machine_each(machines: OnFirecracker) -> None:
@@ -217,10 +213,10 @@ async def test_memory_that_was_damaged_is_noticed_and_the_message_answered(
     ("what", "method", "path"),
     [
         ("die", "PUT", "/snapshot/load"),
-        ("die_after", "PUT", "/snapshot/load"),
-        ("error", "PUT", "/snapshot/load"),
-        ("die", "PATCH", "/vm"),
-        ("die", "PUT", "/logger"),
+        pytest.param("die_after", "PUT", "/snapshot/load", marks=pytest.mark.slow),
+        pytest.param("error", "PUT", "/snapshot/load", marks=pytest.mark.slow),
+        pytest.param("die", "PATCH", "/vm", marks=pytest.mark.slow),
+        pytest.param("die", "PUT", "/logger", marks=pytest.mark.slow),
         ("delay", "PUT", "/snapshot/load"),
     ],
 )
@@ -236,7 +232,9 @@ async def test_a_wake_in_which_firecracker_fails_ends_in_an_answer(
     await one_machine_each(machines)
 
 
-@pytest.mark.parametrize("what", ["die", "error", "truncate"])
+@pytest.mark.parametrize(
+    "what", ["die", pytest.param("error", marks=pytest.mark.slow), pytest.param("truncate", marks=pytest.mark.slow)]
+)
 async def test_a_sleep_in_which_firecracker_fails_loses_no_message(machines: OnFirecracker, what: str) -> None:
     await machines.remember()
     assert await machines.say(ALICE, "before") == ["You said: before"]
@@ -267,7 +265,10 @@ async def test_everybody_who_wakes_a_sleeper_at_once_gets_the_same_machine(machi
     await one_machine_each(machines)
 
 
-@pytest.mark.parametrize("moment", ["asleep", "running", "waking"])
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param("asleep", marks=pytest.mark.slow), pytest.param("running", marks=pytest.mark.slow), "waking"],
+)
 async def test_an_agent_that_is_killed_is_followed_by_one_that_goes_on(machines: OnFirecracker, moment: str) -> None:
     await machines.asleep()
     if moment == "running":

@@ -213,7 +213,9 @@ async def fails(work: Awaitable[Any]) -> None:
         await work
 
 
-@pytest.mark.parametrize("what", ["error", "die", "die_after"])
+@pytest.mark.parametrize(
+    "what", ["die", pytest.param("error", marks=pytest.mark.slow), pytest.param("die_after", marks=pytest.mark.slow)]
+)
 async def test_a_start_that_fails_at_any_call_leaves_nothing_and_the_next_one_works(
     bench: StandinBench, what: str
 ) -> None:
