@@ -182,7 +182,7 @@ def collect_garbage(
 ) -> None:
     """Remove images that no pool has or can go back to and no instance runs or sleeps on."""
     answer = session.call("PoolGc", {"dry_run": dry_run})
-    emit(answer, lambda: _describe_garbage(answer), output, as_json)
+    emit(answer, lambda: garbage_table(answer), output, as_json)
 
 
 def pools_table(pools: list[dict[str, Any]], *, empty: str = "") -> str:
@@ -249,9 +249,10 @@ def _describe_build(answer: dict[str, Any]) -> str:
     )
 
 
-def _describe_garbage(answer: dict[str, Any]) -> str:
+def garbage_table(answer: dict[str, Any]) -> str:
+    """What nobody uses, with its size."""
     rows = [(revision["revision"][:12], size(revision["bytes"])) for revision in answer["revisions"]]
-    rows += [(other["path"], size(other["bytes"])) for other in answer["others"]]
+    rows += [(other["path"], size(other["bytes"])) for other in (*answer["others"], *answer.get("drives", ()))]
     if not rows:
         return "nothing to remove"
     done = "freed" if answer["removed"] else "would be freed"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
 from mvm.host.configuration import Picture, render_drives
 from mvm.host.guests import Guests
-from mvm.host.machines import InstanceDirectories
+from mvm.host.machines import InstanceDirectories, base_id
 from mvm.host.records import describe
 from mvm.host.reports import Reports
 from mvm.host.slots import Slots
@@ -220,7 +219,7 @@ class Bases:
 
     def _nobody(self, key: str, like: Machine) -> Machine:
         """The placeholder machine, of the same size as `like`."""
-        name = InstanceId(f"i-{hashlib.sha256(key.encode()).hexdigest()[:8]}")
+        name = base_id(key)
         run = self._directories.run_dir / "b" / name
         state = self.directory / _WORK / key / "state"
         return replace(

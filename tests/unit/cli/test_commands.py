@@ -62,6 +62,13 @@ def answers() -> dict[str, Any]:
             "others": [{"path": "/state/bases/b", "bytes": 2 * 2**20}],
         },
         "PoolDestroy": {},
+        "NodeGc": {
+            "removed": True,
+            "bytes": 2**20,
+            "revisions": [],
+            "others": [],
+            "drives": [{"path": "/state/orphans/i-deadbeef", "bytes": 2**20}],
+        },
         "InstanceCreate": {"instance": instance},
         "InstanceList": {"instances": [instance]},
         "InstanceInfo": {"instance": instance},
@@ -169,6 +176,8 @@ COMMANDS: list[tuple[str, str, dict[str, Any], str]] = [
     ("net verify alice", "NetVerify", T, "1 of 1 checks passed"),
     ("node info", "NodeInfo", {}, "usable"),
     ("node stats", "NodeStats", {}, "1.0 GiB"),
+    ("node gc --dry-run", "NodeGc", {"dry_run": True}, "/state/orphans/i-deadbeef"),
+    ("node gc --force", "NodeGc", {"dry_run": False, "drives": True}, "1 MiB freed"),
     ("agent status", "NodeInfo", {}, "here"),
     ("events --verify --tenant alice", "AuditVerify", T, "ffffffffffffffff"),
     ("connect alice", "Connect", T, "mvm user pair alice CODE"),
@@ -263,6 +272,16 @@ def test_a_wrong_argument_is_found_before_the_agent_is_asked(
     assert typed.status == 2
     assert hint in typed.error[1]
     assert agent.requests == []
+
+
+def test_drives_that_were_put_aside_are_not_destroyed_without_a_yes(ready: ScriptedAgent, mvm: Type) -> None:
+    typed = mvm("node", "gc")
+    assert (typed.status, typed.error[1]) == (2, "add --force")
+    assert [params for name, params in ready.requests if name == "NodeGc"] == [{"dry_run": True}]
+    nothing = {"removed": True, "bytes": 0, "revisions": [], "others": [], "drives": []}
+    ready.answers["NodeGc"] = nothing
+    assert mvm("node", "gc").out == "nothing to remove\n"
+    assert ready.asked("NodeGc") == {"dry_run": False, "drives": False}
 
 
 def test_secrets_are_read_from_files_and_variables(
