@@ -15,6 +15,7 @@ from mvm.model.errors import ExitStatus, MvmError
 COMMANDS = {
     "new": "Create a deployment, or change it to what its file says.",
     "deploy": "Make a deployment what its deployment.toml says, once or with --watch.",
+    "manifest": "The files that you write: check them, and their schemas for editors.",
     "connect": "Show how to reach a deployment.",
     "demo": "Show a message waking a sleeping OpenClaw, with stand-ins for Telegram and the model.",
     "user": "The people a deployment serves: add, list, remove, pair.",
