@@ -47,6 +47,15 @@ INTERRUPTED = 130
 """Exit status of a shell command that ended by Ctrl-C."""
 
 
+HINTS = {
+    ExitStatus.FAILED: "`mvm events` shows what happened, `mvm doctor` checks this machine",
+    ExitStatus.USAGE: "correct it and type it again",
+    ExitStatus.NOT_FOUND: "`mvm tenant list` and `mvm instance list` show what there is",
+    ExitStatus.REFUSED: "`mvm explain TENANT` shows its quotas and what it does",
+}
+"""What to do about an error that does not say so itself."""
+
+
 def help_text() -> str:
     """What `mvm --help` shows."""
     parts = ["Usage: mvm [OPTIONS] COMMAND [ARGS]...", f"  {PURPOSE}"]
@@ -69,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = run(given)
         sys.stdout.flush()
     except MvmError as error:
-        return fail(error.message, error.hint, error.exit_status)
+        return fail(error.message, error.hint or HINTS.get(error.exit_status), error.exit_status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

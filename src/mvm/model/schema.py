@@ -1,7 +1,7 @@
 """JSON Schemas of what people write, made from the models: for editors, and for the reference in the documentation.
 
 What cannot be said in a schema (that a subnet is free, that two users differ) is found by the models only. The files
-are made by `scripts/manifests.py` and shipped in `mvm/model/schemas`; `mvm manifest schema` prints them.
+are made by `scripts/reference.py` and shipped in `mvm/model/schemas`; `mvm manifest schema` prints them.
 """
 
 from __future__ import annotations

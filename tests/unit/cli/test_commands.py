@@ -15,10 +15,11 @@ from tests.unit.cli.conftest import ScriptedAgent, Type
 from typer.main import get_command
 
 from mvm.cli import session
+from mvm.cli.main import HINTS
 from mvm.cli.root import app
 from mvm.image.base import Source
 from mvm.model.entities import OpenClawSettings
-from mvm.model.errors import InvalidInput
+from mvm.model.errors import ExitStatus, InvalidInput
 
 WORKER = samples.WORKER
 
@@ -275,7 +276,7 @@ def test_an_error_is_two_lines_on_stderr(ready: ScriptedAgent, mvm: Type, line: 
 def test_the_exit_status_tells_the_kind_of_error(ready: ScriptedAgent, mvm: Type, code: int, status: int) -> None:
     ready.refuse("TenantList", code, "it is so")
     typed = mvm("tenant", "list")
-    assert (typed.status, typed.err) == (status, "error: it is so\n")
+    assert (typed.status, typed.error) == (status, ("it is so", HINTS[ExitStatus(status)]))
 
 
 @pytest.mark.parametrize("line", [c[0] for c in COMMANDS])

@@ -65,8 +65,8 @@ EXAMPLES = examples()
 
 
 def test_what_is_committed_is_what_the_models_say() -> None:
-    stale = [path for path, content in script("manifests").made().items() if path.read_text() != content]
-    assert stale == [], "run `make manifests`"
+    stale = [path for path, content in script("reference").made().items() if path.read_text() != content]
+    assert stale == [], "run `make reference`"
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

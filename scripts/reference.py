@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes the JSON Schemas of what people write, and the reference of it, anew from the models.
+"""Makes the JSON Schemas of what people write, and the references of that and of all commands, anew from the code.
 
-    .venv/bin/python scripts/manifests.py
+    .venv/bin/python scripts/reference.py
 
 A test fails while what is committed is not what this makes.
 """
@@ -19,13 +19,14 @@ from mvm.openclaw.template import OPENCLAW
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMAS = ROOT / "src/mvm/model/schemas"
 REFERENCE = ROOT / "docs/manifest-reference.md"
+COMMANDS = ROOT / "docs/commands.md"
 
 Json = dict[str, Any]
 
 HEAD = """\
 # Reference of what you write
 
-Made from the models by `scripts/manifests.py`; do not edit it. [The two files](manifests.md) says how they are used.
+Made from the models by `scripts/reference.py`; do not edit it. [The two files](manifests.md) says how they are used.
 The same as JSON Schema, for editors: `mvm manifest schema deployment`, `deploy` or `desired`
 ([how to use it](manifests.md#in-your-editor)). What has no default may be left out, unless it is said to be needed.
 """
@@ -73,7 +74,7 @@ def made() -> dict[Path, str]:
     files = {
         SCHEMAS / f"{name}.schema.json": json.dumps(document, indent=2) + "\n" for name, document in documents.items()
     }
-    return {**files, REFERENCE: reference(documents)}
+    return {**files, REFERENCE: reference(documents), COMMANDS: commands()}
 
 
 def reference(documents: dict[str, Json]) -> str:
@@ -144,6 +145,56 @@ def bounds(value: Json) -> str:
     if most is not None:
         return f", {least} to {most}"
     return f", {least} or more" if least else ""
+
+
+COMMANDS_HEAD = """\
+# All commands
+
+Made from the commands by `scripts/reference.py`; do not edit it. `mvm COMMAND --help` says the same.
+
+Whatever lists or shows takes `-o table`, `-o json`, `-o yaml` and `--json`: then stdout is exactly one document, and
+progress, notes and errors go to stderr. What destroys asks first, unless `--force` is given. Exit status: 0 done,
+1 failed, 2 the command or a file is wrong, 3 not found, 4 refused by a quota, policy or permission, 130 interrupted;
+`mvm instance exec` ends with the program's own.
+
+Before the command, `mvm` takes `--state-dir DIR` and `--run-dir DIR`, the directories of an agent of your own.
+"""
+EVERYWHERE = frozenset({"--output", "--json", "--help", "--force"})
+
+
+def commands() -> str:
+    """The reference of all commands as Markdown."""
+    from typer.main import get_command
+
+    from mvm.cli.root import app
+
+    root: Any = get_command(app)
+    parts = [COMMANDS_HEAD]
+    for name in root.commands:
+        parts.append(f"## {name}\n")
+        parts += described(root.commands[name], f"mvm {name}")
+    return "\n".join(parts)
+
+
+def described(command: Any, path: str) -> list[str]:
+    """A command, or all of a noun's, with usage, purpose and options."""
+    if inner := getattr(command, "commands", None):
+        return [part for name in inner for part in described(inner[name], f"{path} {name}")]
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option" and not EVERYWHERE & set(p.opts)]
+    usage = " ".join([path, *(argument.metavar for argument in arguments)])
+    lines = [f"### `{usage}`\n", f"{' '.join((command.help or '').split())}\n"]
+    rows = [f"| `{a.metavar.strip('[]')}` | {a.help or ''} |" for a in arguments]
+    rows += [f"| `{option_of(o)}` | {o.help or ''} |" for o in options]
+    return [*lines, "\n".join(["| | |", "|---|---|", *rows]) + "\n"] if rows else lines
+
+
+def option_of(option: Any) -> str:
+    """An option as it is typed."""
+    names = ", ".join([*option.opts, *option.secondary_opts])
+    if option.is_flag:
+        return names
+    return f"{names} {option.metavar or ('NUMBER' if 'int' in str(option.bare_type()) else 'TEXT')}"
 
 
 def main() -> None:
