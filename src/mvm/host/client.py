@@ -141,6 +141,11 @@ class AgentClient:
                 f"the agent at '{self.socket}' did not accept a connection within {self._connect_timeout:g} s",
                 hint="see the agent's log; it may be overloaded",
             ) from None
+        except OSError as error:
+            raise Unavailable(
+                f"no agent can be reached at '{self.socket}': {error.strerror or error}",
+                hint="is the run directory the right one? `mvm doctor` shows where it comes from",
+            ) from None
 
     async def answers(self) -> bool:
         """True when an agent answers on the socket; `Refused` when there is one that this user may not talk to."""
