@@ -6,6 +6,7 @@ is loaded when one of its commands is used (`mvm.cli.root`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -76,17 +77,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from mvm.cli.root import run
 
             status = run(given)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None when it was closed before the start
+            sys.stdout.flush()
     except MvmError as error:
         return fail(error.message, error.hint or HINTS.get(error.exit_status), error.exit_status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has had enough; nothing more can be written, also not at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has had enough.
+        _write_no_more()
         return ExitStatus.FAILED
+    except OSError as error:
+        # Of the place that the output goes to (a full disk), or a file that went away while it was read.
+        _write_no_more()
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(f"{where}{error.strerror or error}", HINTS[ExitStatus.FAILED], ExitStatus.FAILED)
     return status
+
+
+def _write_no_more() -> None:
+    """What is still to be written is lost, also at exit, where it could only fail once more."""
+    with contextlib.suppress(AttributeError, ValueError):  # closed already, or no file at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: str, hint: str | None, status: int) -> int:

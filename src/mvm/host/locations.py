@@ -205,7 +205,7 @@ def locate(
     uid: int | None = None,
 ) -> Locations:
     """Settings of this process: reads `./mvm.toml`, `/etc/mvm/mvm.toml` and the mount table. Creates nothing."""
-    cwd = Path.cwd() if cwd is None else cwd
+    cwd = _current_directory() if cwd is None else cwd
     uid = os.geteuid() if uid is None else uid
     candidates = (cwd / "mvm.toml", SYSTEM_CONFIG)
     return resolve(
@@ -217,6 +217,15 @@ def locate(
         checkout=own_checkout(),
         memory_mounts=memory_mounts(),
     )
+
+
+def _current_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise InvalidInput(
+            f"the current directory cannot be found: {error.strerror}", hint="it was removed: change to another one"
+        ) from None
 
 
 def own_checkout() -> Path | None:

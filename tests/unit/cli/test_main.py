@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -106,6 +107,25 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     command = f"'{sys.executable}' -m mvm.cli.main --help | true"
     answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert answer.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "said"),
+    [(">&-", 0, ""), (">/dev/full", 1, "No space left on device"), (">/dev/null", 0, "")],
+)
+def test_output_that_goes_nowhere_is_no_traceback(redirection: str, status: int, said: str) -> None:
+    for arguments in ("--help", "--version", "manifest schema"):
+        command = f"'{sys.executable}' -m mvm.cli.main {arguments} {redirection}"
+        answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert (answer.returncode, "Traceback" in answer.stderr) == (status, False), answer.stderr
+        assert said in answer.stderr
+
+
+def test_a_directory_that_is_gone_is_no_traceback(tmp_path: Path) -> None:
+    command = f"mkdir gone && cd gone && rmdir ../gone && '{sys.executable}' -m mvm.cli.main tenant list"
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert "error: the current directory cannot be found" in answer.stderr
 
 
 @given(st.lists(st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=1, max_size=12), max_size=4))
