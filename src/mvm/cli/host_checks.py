@@ -59,20 +59,11 @@ def file_system(state_dir: Path, mounts: Path = Path("/proc/self/mountinfo")) ->
     place = next(path for path in (state_dir, *state_dir.parents) if path.exists())
     kind = file_system_of(place, mounts)
     name, matters = "file system", "the database, data drives and sleeping memory are kept there"
-    if kind in ("tmpfs", "ramfs"):
-        remedy = "choose a directory on a disk with MVM_STATE_DIR"
+    if (danger := _danger(kind)) is not None:
         return Finding(
             name=name,
             verdict=Verdict.WARNING,
-            found=f"{kind} at {place}: gone after a reboot",
-            matters=matters,
-            remedy=remedy,
-        )
-    if kind in NETWORK_FILE_SYSTEMS:
-        return Finding(
-            name=name,
-            verdict=Verdict.WARNING,
-            found=f"{kind} at {place}: a database is not safe on a network's file system",
+            found=f"{kind} at {place}: {danger}",
             matters=matters,
             remedy="choose a directory on a disk of this machine with MVM_STATE_DIR",
         )
@@ -87,6 +78,13 @@ def file_system(state_dir: Path, mounts: Path = Path("/proc/self/mountinfo")) ->
         matters=matters,
         remedy=None if shares else "XFS (mkfs.xfs makes it so) or Btrfs makes new workers in less time and space",
     )
+
+
+def _danger(kind: str) -> str | None:
+    """What is wrong with keeping the state on a file system of that kind; None when nothing is."""
+    if kind in ("tmpfs", "ramfs"):
+        return "gone after a reboot"
+    return "a database is not safe on a network's file system" if kind in NETWORK_FILE_SYSTEMS else None
 
 
 def file_system_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:

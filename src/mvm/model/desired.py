@@ -90,7 +90,7 @@ class DesiredPool(Frozen):
     pool_id: PoolIdField
     """Name of the pool."""
     flake_ref: str = ""
-    """What a virtual machine boots: `debian:` or a flake."""
+    """What the image of its machines is built from: mvm's default when left out, `debian:`, `nix:`, or a flake."""
     profile: str = "minimal"
     """Profile of the image."""
     role: RoleField = Role.WORKER

@@ -95,9 +95,9 @@ class PoolSettings(Frozen):
     """What both files may say of a pool. None: not said."""
 
     profile: str | None = None
-    """Profile of the image: minimal or python."""
+    """Profile of the image: minimal or python, or what the flake has."""
     flake: str | None = None
-    """What a virtual machine boots: `debian:` or a flake, such as `github:openclaw/nix-openclaw`."""
+    """What the image of its machines is built from: mvm's default when left out, `debian:`, `nix:`, or a flake."""
     vcpus: Vcpus | None = None
     """Virtual CPUs of each instance."""
     mem_mib: MemMib | None = None
@@ -220,7 +220,7 @@ class Overrides(Frozen):
     """`[overrides]` of a deploy.toml; one more table for each pool of the template."""
 
     flake: str | None = None
-    """What the virtual machines of every pool boot."""
+    """What the images of all pools are built from."""
 
     def of(self, pool_id: str) -> OverrideTable | None:
         """What it says of one pool of the template."""
