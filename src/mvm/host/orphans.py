@@ -15,7 +15,7 @@ import shutil
 import signal
 from collections.abc import Awaitable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -96,7 +96,7 @@ class Orphans:
         """Everything that belongs to nobody now. Looks first and asks who is known afterwards: what is just being made
         has its record before it has anything else."""
         found = await asyncio.to_thread(lambda: [*self._processes(), *self._files()])
-        orphans = [orphan for orphan in found if self._is_nobodys(orphan)]
+        orphans = await asyncio.to_thread(_measured, [orphan for orphan in found if self._is_nobodys(orphan)])
         for name in await self._devices.strays():
             orphans.append(Orphan(kind=OrphanKind.DEVICE, name=name, why="no instance uses it"))
         return orphans
@@ -167,9 +167,7 @@ class Orphans:
         for kind, path in listed:
             if (owner := _id(path.name.split(".")[0])) and owner not in bases:
                 what = "which needs none now" if kind is OrphanKind.SECRETS else "which does not exist"
-                yield Orphan(
-                    kind=kind, name=str(path), why=f"of {owner}, {what}", bytes=_disk_use(path), instance=owner
-                )
+                yield Orphan(kind=kind, name=str(path), why=f"of {owner}, {what}", instance=owner)
 
     # Clearing away
 
@@ -224,6 +222,11 @@ async def _end(identity: Identity) -> None:
 def _remove(path: Path) -> None:
     with suppress(FileNotFoundError):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _measured(orphans: list[Orphan]) -> list[Orphan]:
+    """With the bytes that files take; of all instances that would be far too much to look at."""
+    return [o if o.bytes else replace(o, bytes=_disk_use(Path(o.name))) for o in orphans]
 
 
 def _disk_use(path: Path) -> int:
