@@ -14,7 +14,7 @@ from mvm.guest.processes import Identity
 from mvm.model.errors import Unavailable
 
 OUTPUT_LIMIT = 256 * 1024
-"""Bytes of a process's own output that are kept over starts."""
+"""Bytes of a process's own output that are kept: over starts, and while `bound_output` is called now and then."""
 
 _children: set[Identity] = set()
 """What this process started and has not taken in yet."""
@@ -78,6 +78,13 @@ async def wait_for_end(identity: Identity) -> None:
     finally:
         os.close(descriptor)
         reap(identity)
+
+
+def bound_output(output: Path) -> None:
+    """Begin the output of a program that runs on anew once it is too long; what it prints next is then its first."""
+    with suppress(OSError):
+        if output.stat().st_size > OUTPUT_LIMIT:
+            os.truncate(output, 0)
 
 
 def last_words(output: Path) -> str:
