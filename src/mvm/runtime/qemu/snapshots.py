@@ -27,6 +27,8 @@ METADATA = "snapshot.json"
 CONSUMED = "snapshot.used"
 DEVICES = "devices"
 COMPRESSED = "ram.zst"
+UNFINISHED = ("ram.new", "snapshot.new")
+"""What an agent that is killed while it compresses or writes metadata leaves: guests' memory is in it."""
 PARTS = {
     "format": "the form of snapshots",
     "image": "the image revision",
@@ -134,7 +136,7 @@ def give_back(files: Files) -> None:
 
 def remove_used(files: Files) -> None:
     """The guest runs: remove what it was restored from. Idempotent."""
-    for name in (CONSUMED, DEVICES, COMPRESSED):
+    for name in (CONSUMED, DEVICES, COMPRESSED, *UNFINISHED):
         (files.memory / name).unlink(missing_ok=True)
 
 
