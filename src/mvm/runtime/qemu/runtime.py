@@ -238,11 +238,11 @@ class QemuRuntime:
             raise
         try:
             with launching.opened(hardware, files, makeup.drive_images(machine, files), ram, tap) as descriptors:
+                makeup.remember(files, made_by)  # first: an agent that is killed leaves no machine of unknown make
                 identity = launching.launch(qemu, machine, files, hardware, descriptors, incoming=incoming)
             self._attachment(machine).begin()
             bounding = asyncio.create_task(asyncio.to_thread(launching.bound, machine, files, identity))
             try:
-                makeup.remember(files, made_by)
                 monitor = await stack.enter_async_context(self._monitor(machine))
             finally:
                 await asyncio.shield(bounding)
