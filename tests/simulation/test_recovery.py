@@ -122,6 +122,11 @@ def _check_consistent(world: World, ref: InstanceRef, where: str) -> None:
     assert instance.state.has_process == world.has_process(ref), f"{where}: {instance.state}"
     if instance.state is State.SLEEPING and world.runtime.capabilities.memory_snapshot:
         assert ref.instance_id in world.runtime.snapshots, f"{where}: asleep without a snapshot"
+    if instance.state in (State.READY, State.STOPPED):
+        kept = ref.instance_id in world.runtime.memory - world.runtime.snapshots.keys()
+        assert not kept, f"{where}: memory that nothing will go on from is kept"
+    if instance.state is State.STOPPED:
+        assert ref.instance_id not in world.runtime.snapshots, f"{where}: stopped with a snapshot"
     if instance.state.has_process:
         process = world.runtime.processes[ref.instance_id]
         assert process.identity == instance.process, where
@@ -202,6 +207,7 @@ async def test_what_a_machine_that_died_left_is_cleared_away(tmp_path: Path) -> 
     world.runtime.on_step = cleared.append
     await world.lifecycle.process_ended(ref, actor="policy")
     assert cleared == ["before stop", "after stop"]
+    assert ref.instance_id not in world.runtime.memory
 
 
 async def test_after_a_reboot_sleepers_sleep_gateways_come_back_and_the_rest_is_stopped(tmp_path: Path) -> None:
