@@ -15,6 +15,7 @@ import pytest
 from tests.simulation.world import GATEWAYS, World
 
 from mvm.host.reports import Activity
+from mvm.model.errors import Unavailable
 from mvm.model.ids import InstanceRef
 from mvm.model.states import State
 from mvm.runtime.base import Connection, Machine, Probe
@@ -176,6 +177,29 @@ async def test_a_wake_that_had_not_touched_the_memory_is_taken_back(tmp_path: Pa
     assert world.state(ref) is State.SLEEPING
     await world.wakes.wake(ref, actor="writer")
     assert world.runtime.starts == 1, "it went on from its memory"
+
+
+async def test_a_machine_that_was_paused_and_cannot_go_on_is_ended_and_boots_again(tmp_path: Path) -> None:
+    world = await World(tmp_path).open()
+    await world.tenant()
+    ref = await world.worker()
+
+    def die(step: str) -> None:
+        if step == "after snapshot":
+            raise Killed
+
+    world.runtime.on_step = die
+    with pytest.raises(Killed):
+        await world.lifecycle.sleep(ref, actor="test")
+    world.runtime.on_step = lambda step: None
+    world.runtime.fail["resume"] = Unavailable("its monitor is silent")
+    await world.restart_agent()
+    _check_consistent(world, ref, "it could not go on")
+    assert world.state(ref) is State.STOPPED
+    assert world.catalog.instance(ref).last_error == "its monitor is silent"
+    await world.wakes.wake(ref, actor="writer")
+    assert world.state(ref) is State.RUNNING
+    await world.close()
 
 
 async def test_how_slow_a_runtime_is_here_is_known_before_its_guests_are_waited_for(tmp_path: Path) -> None:

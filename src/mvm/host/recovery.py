@@ -6,7 +6,7 @@
 | running or warm, its process is gone | stopped, with the reason; always-on ones are started again by policy |
 | start or wake interrupted, its process was not told to run yet | taken back: it sleeps as before |
 | start, wake or resume interrupted | finished when the process and its agent answer, else undone |
-| draining for warm, or sleep interrupted, process lives | undone: when in doubt, stay awake |
+| draining for warm, or sleep interrupted, process lives | undone: when in doubt, stay awake; ended if it cannot be |
 | sleep interrupted, process gone | asleep when what a wake needs is complete, else stopped (cold boot from its data) |
 | stop or destroy interrupted | finished |
 
@@ -204,8 +204,15 @@ class Recovery:
         runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
         await self._attachments.listen(instance, runtime, machine)
         assert instance.process is not None
-        await runtime.discard_snapshot(machine)
-        await runtime.resume(machine, instance.process)
+        try:
+            await runtime.discard_snapshot(machine)
+            await runtime.resume(machine, instance.process)
+        except MvmError as error:
+            # Nobody would ever let it go on: its data boots cold.
+            await self._lifecycle.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
+            await self._settle_at_rest(instance, State.STOPPED, error=error)
+            self._chronicle.event(instance, "InstanceDied", actor=ACTOR, detail=error.message)
+            return
         await self._rest.stay_awake(instance, MvmError("the agent ended in the middle of it"), actor=ACTOR)
         latest = self._catalog.instance(instance.ref)
         self._attachments.watch(latest, runtime, machine)
