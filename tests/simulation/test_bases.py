@@ -162,6 +162,20 @@ async def test_an_agent_killed_while_it_makes_a_base_leaves_nothing_of_it(world:
     assert left_of_bases(world) == []
 
 
+async def test_what_a_killed_removal_left_of_bases_is_removed_by_the_next_agent(world: World) -> None:
+    await world.worker()
+    (made,) = [path for path in world.bases.directory.iterdir() if path.name != ".work"]
+    half_removed = world.bases.directory / ".work/0123/base"
+    half_removed.mkdir(parents=True)
+    (half_removed / "memory").write_text("of a base whose making was just being cleared away")
+    doomed = world.bases.directory / ".removed-abc/4567"
+    doomed.mkdir(parents=True)
+    (doomed / "memory").write_text("of a base that nobody used")
+    await world.restart_agent()
+    assert left_of_bases(world) == []
+    assert [path for path in world.bases.directory.iterdir() if path.name != ".work"] == [made]
+
+
 async def test_nobody_is_among_the_tenants(world: World) -> None:
     await world.worker()
     assert NOBODY not in world.catalog.tenants

@@ -31,6 +31,7 @@ from mvm.host.machines import InstanceDirectories, base_id
 from mvm.host.records import describe
 from mvm.host.reports import Reports
 from mvm.host.slots import Slots
+from mvm.image import trees
 from mvm.model.addresses import FIRST_UID
 from mvm.model.entities import Instance, InstanceNetwork, OpenClawSettings, Pool, ProcessIdentity, Tenant, TenantNetwork
 from mvm.model.errors import MvmError, Unavailable
@@ -116,12 +117,13 @@ class Bases:
             return None
 
     async def clear_unfinished(self, runtime: Runtime) -> None:
-        """After a start of the agent: end and remove what is left of a base that was being made."""
+        """After a start of the agent: end and remove what is left of bases that were being made, or removed."""
         if not runtime.capabilities.clone:
             return
-        for left in sorted((self.directory / _WORK).glob("*/state")):
-            log.info("removing an unfinished base", key=left.parent.name)
-            await self._remove(self._nobody(left.parent.name, _bare(left)), runtime)
+        for left in sorted((self.directory / _WORK).glob("*")):
+            log.info("removing an unfinished base", key=left.name)
+            await self._remove(self._nobody(left.name, _bare(left / "state")), runtime)
+        await asyncio.to_thread(trees.clear_removed, self.directory)
 
     def unused(self, images: Collection[str]) -> list[Path]:
         """Bases of images that are none of `images`: nobody will ask for them again."""
