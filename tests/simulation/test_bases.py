@@ -176,6 +176,18 @@ async def test_what_a_killed_removal_left_of_bases_is_removed_by_the_next_agent(
     assert [path for path in world.bases.directory.iterdir() if path.name != ".work"] == [made]
 
 
+async def test_a_base_is_garbage_when_no_copy_of_it_was_made_for_a_month(world: World) -> None:
+    day = 24 * 3600.0
+    await world.worker()
+    (made,) = [path for path in world.bases.directory.iterdir() if path.name != ".work"]
+    world.time.pass_seconds(20 * day)
+    await world.worker()
+    world.time.pass_seconds(20 * day)
+    assert world.bases.unused([]) == [], "it was needed since"
+    world.time.pass_seconds(20 * day)
+    assert world.bases.unused([]) == [made]
+
+
 async def test_nobody_is_among_the_tenants(world: World) -> None:
     await world.worker()
     assert NOBODY not in world.catalog.tenants

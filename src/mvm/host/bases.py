@@ -56,6 +56,8 @@ SERVICE_LIMIT_SECONDS = 300.0
 DRAIN_SECONDS = 60
 NO_NETWORK = InstanceNetwork(guest_ip="192.0.2.3", gateway_ip="192.0.2.1", mac="02:fc:00:00:00:03")
 """Addresses from the range that is never routed (RFC 5737); there is nobody at the other end either."""
+STALE_SECONDS = 30 * 24 * 3600.0
+"""A base that nobody asked for in this time is of an earlier kernel, runtime or size; making one costs minutes."""
 _WORK = ".work"
 _ABOUT = "about.json"
 
@@ -111,7 +113,10 @@ class Bases:
         if not base.is_dir():
             return None
         try:
-            return await runtime.clone(machine, base)
+            snapshot = await runtime.clone(machine, base)
+            now = self._clock.now().timestamp()
+            os.utime(base, (now, now))  # needed now
+            return snapshot
         except (MvmError, OSError) as error:
             self._chronicle.event(instance, "CloneFailed", actor="bases", detail=describe(error))
             return None
@@ -126,9 +131,14 @@ class Bases:
         await asyncio.to_thread(trees.clear_removed, self.directory)
 
     def unused(self, images: Collection[str]) -> list[Path]:
-        """Bases of images that are none of `images`: nobody will ask for them again."""
+        """Bases of images that are none of `images`, and those that nobody asked for in a long while."""
         about = ((path.parent, json.loads(path.read_text())) for path in self.directory.glob(f"*/{_ABOUT}"))
-        return sorted(base for base, told in about if told["image"] is not None and told["image"] not in images)
+        oldest = self._clock.now().timestamp() - STALE_SECONDS
+        return sorted(
+            base
+            for base, told in about
+            if (told["image"] is not None and told["image"] not in images) or base.stat().st_mtime < oldest
+        )
 
     async def _make(self, key: str, base: Path, pool: Pool, like: Machine, runtime: Runtime) -> None:
         tell = progress.current()
