@@ -160,19 +160,24 @@ async def test_killed_anywhere_in_the_first_start_of_a_copy_nothing_is_left_and_
     pytest.fail(f"it never ended: {switch.steps}")
 
 
-async def test_a_wake_that_had_not_touched_the_memory_is_taken_back(tmp_path: Path) -> None:
-    world = await World(tmp_path).open()
-    await world.tenant()
-    ref = await world.worker(state=State.SLEEPING)
+async def killed_at(world: World, step: str, operation: Awaitable[object]) -> None:
+    """The agent is killed at that step of the operation."""
 
-    def die(step: str) -> None:
-        if step == "before load":
+    def die(at: str) -> None:
+        if at == step:
             raise Killed
 
     world.runtime.on_step = die
     with pytest.raises(Killed):
-        await world.lifecycle.wake(ref, actor="test")
-    world.runtime.on_step = lambda step: None
+        await operation
+    world.runtime.on_step = lambda at: None
+
+
+async def test_a_wake_that_had_not_touched_the_memory_is_taken_back(tmp_path: Path) -> None:
+    world = await World(tmp_path).open()
+    await world.tenant()
+    ref = await world.worker(state=State.SLEEPING)
+    await killed_at(world, "before load", world.lifecycle.wake(ref, actor="test"))
     await world.restart_agent()
     assert world.state(ref) is State.SLEEPING
     await world.wakes.wake(ref, actor="writer")
@@ -183,15 +188,7 @@ async def test_a_machine_that_was_paused_and_cannot_go_on_is_ended_and_boots_aga
     world = await World(tmp_path).open()
     await world.tenant()
     ref = await world.worker()
-
-    def die(step: str) -> None:
-        if step == "after snapshot":
-            raise Killed
-
-    world.runtime.on_step = die
-    with pytest.raises(Killed):
-        await world.lifecycle.sleep(ref, actor="test")
-    world.runtime.on_step = lambda step: None
+    await killed_at(world, "after snapshot", world.lifecycle.sleep(ref, actor="test"))
     world.runtime.fail["resume"] = Unavailable("its monitor is silent")
     await world.restart_agent()
     _check_consistent(world, ref, "it could not go on")
