@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from tests.simulation.world import ALICE, GATEWAYS, WORKERS, World
 from tests.standins.instant_runtime import Guest
 from tests.standins.waiting import until
 
-from mvm.host.bases import NOBODY
+from mvm.guest.identity import NOBODYS_NETWORK
+from mvm.host.bases import NOBODY, NOBODYS_POOL, PLACEHOLDER
 from mvm.model.entities import Instance
 from mvm.model.errors import Conflict, MvmError, Unavailable
 from mvm.model.ids import InstanceId
@@ -66,6 +69,28 @@ async def test_the_base_takes_a_turn_before_it_is_drained_and_kept(world: World)
     await world.worker()
     base = next(iter(met.values()))
     assert base.requests.index("Exec") < base.requests.index("SleepPrep")
+
+
+async def test_nothing_of_a_person_a_tenant_or_a_key_is_on_the_drives_of_a_base(world: World) -> None:
+    found: dict[str, str] = {}
+
+    def look(step: str) -> None:
+        if step == "before start" and not found:
+            drives = (world.directory / "secrets", world.directory / "run/b")
+            files = (path for drive in drives for path in drive.rglob("*") if path.is_file())
+            found.update({str(path): path.read_text() for path in files})
+
+    world.runtime.on_step = look
+    ref = await world.worker()
+    by_name = {Path(path).name: text for path, text in found.items()}
+    assert by_name["ANTHROPIC_API_KEY"] == PLACEHOLDER
+    config = json.loads(by_name["config.json"])
+    assert (config["tenant_id"], config["pool_id"]) == (NOBODY, NOBODYS_POOL)
+    assert IPv4Address(config["guest_ip"]) in NOBODYS_NETWORK
+    assert config["instance_id"] not in world.catalog.instances
+    tenant = world.catalog.tenant(ALICE)
+    for named in (ALICE, WORKERS, ref.instance_id, tenant.network.ipv4_subnet.rpartition(".")[0]):
+        assert not [path for path, text in found.items() if named in text], named
 
 
 async def test_workers_that_start_together_share_one_base(world: World) -> None:

@@ -46,6 +46,7 @@ from mvm.wire.tagged import Answer
 log = structlog.get_logger(__name__)
 
 NOBODY = TenantId("base")
+NOBODYS_POOL = PoolId("base")
 PLACEHOLDER = "placeholder-of-a-base"
 CANNED_PROVIDER = "http://127.0.0.1:18799"
 """Where `guest.pyz warm-up` answers as a model provider would."""
@@ -188,11 +189,17 @@ class Bases:
                 ),
                 # What another pool of the same size would have as well, and the one right that the warm-up needs.
                 pool=pool.model_copy(
-                    update={"tenant_id": NOBODY, "allow_exec": True, "integrations": (), "routing_table": None}
+                    update={
+                        "tenant_id": NOBODY,
+                        "pool_id": NOBODYS_POOL,
+                        "allow_exec": True,
+                        "integrations": (),
+                        "routing_table": None,
+                    }
                 ),
                 instance=Instance(
                     tenant_id=NOBODY,
-                    pool_id=pool.pool_id,
+                    pool_id=NOBODYS_POOL,
                     instance_id=machine.ref.instance_id,
                     role=machine.role,
                     network=NO_NETWORK,
@@ -236,7 +243,7 @@ class Bases:
         state = self.directory / _WORK / key / "state"
         return replace(
             like,
-            ref=InstanceRef(NOBODY, PoolId("base"), name),
+            ref=InstanceRef(NOBODY, NOBODYS_POOL, name),
             guest_ip=NO_NETWORK.guest_ip,
             gateway_ip=NO_NETWORK.gateway_ip,
             mac=NO_NETWORK.mac,
@@ -286,7 +293,7 @@ def _write_lasting(path: Path, text: str) -> None:
 def _bare(state: Path) -> Machine:
     """What is enough of a machine to find and remove it."""
     return Machine(
-        ref=InstanceRef(NOBODY, PoolId("base"), InstanceId("i-00000000")),
+        ref=InstanceRef(NOBODY, NOBODYS_POOL, InstanceId("i-00000000")),
         role=Role.CAPABILITY_OPENCLAW,
         vcpus=1,
         mem_mib=64,
