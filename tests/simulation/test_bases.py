@@ -15,7 +15,7 @@ from tests.standins.instant_runtime import Guest
 from tests.standins.waiting import until
 
 from mvm.guest.identity import NOBODYS_NETWORK
-from mvm.host.bases import NOBODY, NOBODYS_POOL, PLACEHOLDER
+from mvm.host.bases import NOBODY, NOBODYS_POOL, PLACEHOLDER, RETRY_SECONDS
 from mvm.model.entities import Instance
 from mvm.model.errors import Conflict, MvmError, Unavailable
 from mvm.model.ids import InstanceId
@@ -129,7 +129,10 @@ async def test_a_worker_boots_when_there_can_be_no_base(world: World, step: str)
     assert left_of_bases(world) == []
     before = made_by_booting(world)
     await world.worker()
-    assert made_by_booting(world) == before + 1  # the base is not tried again by this agent
+    assert made_by_booting(world) == before + 1  # the base is not tried again so soon
+    world.time.pass_seconds(RETRY_SECONDS)
+    await world.worker()
+    assert world.runtime.restores == 1
 
 
 async def test_a_worker_boots_when_the_first_turn_of_the_base_fails(world: World) -> None:
@@ -232,7 +235,7 @@ async def test_who_is_no_longer_wanted_does_not_wait_for_a_base_that_is_being_ma
     world.runtime.guest = guest  # type: ignore[method-assign]
     ref = (await world.lifecycle.create_instance(ALICE, WORKERS, actor="test")).ref
     starting = asyncio.create_task(world.lifecycle.start(ref, actor="test"))
-    await until(lambda: bool(world.runtime.processes), what="the base's machine")
+    await until(lambda: bool(world.runtime.processes), what="the base's machine", seconds=60)
     if command == "destroy":
         await world.lifecycle.destroy(ref, actor="test")
     else:
@@ -263,7 +266,7 @@ async def test_who_is_no_longer_wanted_does_not_wait_for_another_one_that_boots(
     world.runtime.guest = guest  # type: ignore[method-assign]
     first, second = [(await world.lifecycle.create_instance(ALICE, WORKERS, actor="test")).ref for _ in range(2)]
     starting = [asyncio.create_task(world.lifecycle.start(ref, actor="test")) for ref in (first, second)]
-    await until(lambda: world.has_process(first), what="the first one's machine")
+    await until(lambda: world.has_process(first), what="the first one's machine", seconds=60)
     await world.lifecycle.destroy(second, actor="test")
     with pytest.raises(Conflict, match="was given up"):
         await starting[1]

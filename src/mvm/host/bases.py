@@ -55,6 +55,8 @@ WARM_UP_SECONDS = 900
 AGENT_LIMIT_SECONDS = 120.0
 SERVICE_LIMIT_SECONDS = 300.0
 DRAIN_SECONDS = 60
+RETRY_SECONDS = 1800.0
+"""How long after a failure nobody waits for another attempt; whoever starts meanwhile boots."""
 NO_NETWORK = InstanceNetwork(guest_ip="192.0.2.3", gateway_ip="192.0.2.1", mac="02:fc:00:00:00:03")
 """Addresses from the range that is never routed (RFC 5737); there is nobody at the other end either."""
 STALE_SECONDS = 30 * 24 * 3600.0
@@ -85,8 +87,8 @@ class Bases:
         self._clock = clock
         self._environment = environment
         self._locks: dict[str, asyncio.Lock] = {}
-        self._failed: dict[str, str] = {}
-        """Bases that could not be made, with the reason: tried again only by another agent."""
+        self._failed: dict[str, float] = {}
+        """Bases that could not be made, with the time by the monotonic clock: not tried again for a while."""
 
     @property
     def directory(self) -> Path:
@@ -105,11 +107,11 @@ class Bases:
             return None
         base = self.directory / key
         async with self._locks.setdefault(key, asyncio.Lock()):
-            if key not in self._failed and not base.is_dir():
+            if not base.is_dir() and self._may_try(key):
                 try:
                     await self._make(key, base, pool, machine, runtime)
                 except (MvmError, OSError) as error:
-                    self._failed[key] = describe(error)
+                    self._failed[key] = self._clock.monotonic()
                     self._chronicle.event(instance, "BaseFailed", actor="bases", detail=describe(error))
         if not base.is_dir():
             return None
@@ -121,6 +123,10 @@ class Bases:
         except (MvmError, OSError) as error:
             self._chronicle.event(instance, "CloneFailed", actor="bases", detail=describe(error))
             return None
+
+    def _may_try(self, key: str) -> bool:
+        failed = self._failed.get(key)
+        return failed is None or self._clock.monotonic() - failed >= RETRY_SECONDS
 
     async def clear_unfinished(self, runtime: Runtime) -> None:
         """After a start of the agent: end and remove what is left of bases that were being made, or removed."""
