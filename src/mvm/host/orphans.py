@@ -23,12 +23,13 @@ from typing import Protocol
 import structlog
 
 from mvm.guest import processes
-from mvm.guest.processes import Identity
+from mvm.guest.processes import Identity, Process
 from mvm.host.catalog import Catalog
 from mvm.host.lifecycle import Lifecycle
 from mvm.host.machines import InstanceDirectories, base_id
 from mvm.model.errors import MvmError
 from mvm.model.ids import InstanceId
+from mvm.runtime.firecracker import launching
 
 log = structlog.get_logger(__name__)
 
@@ -138,7 +139,24 @@ class Orphans:
         return not (instance.state.has_process or under_way)
 
     def _processes(self) -> Iterator[Orphan]:
-        """Processes whose marks lie below our run directory."""
+        """Processes of instances of ours: by their marks, or in jails by where they are."""
+        for owner, process in {*self._marked(), *self._jailed()}:
+            yield Orphan(
+                kind=OrphanKind.PROCESS,
+                name=f"pid {process.identity.pid}",
+                why=f"it runs for {owner}, which does not",
+                bytes=process.memory_bytes,
+                identity=process.identity,
+                instance=owner,
+            )
+
+    def _jailed(self) -> Iterator[tuple[InstanceId, Process]]:
+        for name, process in launching.inhabitants(self._directories.state_dir / "instances"):
+            if owner := _id(name):
+                yield owner, process
+
+    def _marked(self) -> Iterator[tuple[InstanceId, Process]]:
+        """Those whose marks lie below our run directory."""
         root = os.path.realpath(self._directories.run_dir / "i") + "/"
         for name in os.listdir("/proc"):
             if not name.isdecimal() or (process := processes.read(int(name))) is None or process.ended:
@@ -146,14 +164,7 @@ class Orphans:
             places = (processes.variable_of(int(name), marker) for marker in MARKERS)
             place = next((os.path.realpath(p) for p in places if p), "")
             if place.startswith(root) and (owner := _id(place.removeprefix(root).split("/")[0])):
-                yield Orphan(
-                    kind=OrphanKind.PROCESS,
-                    name=f"pid {name}",
-                    why=f"it runs for {owner}, which does not",
-                    bytes=process.memory_bytes,
-                    identity=process.identity,
-                    instance=owner,
-                )
+                yield owner, process
 
     def _files(self) -> Iterator[Orphan]:
         """Files under the names of instances. Bases in the making have such names too, and their directory first."""

@@ -115,6 +115,22 @@ async def test_a_process_of_an_instance_that_does_not_run_is_one(agent: Agent, m
     assert (await agent.worker())["state"] == "sleeping"
 
 
+async def test_a_process_in_the_jail_of_an_instance_that_does_not_run_is_one(agent: Agent) -> None:
+    await agent.deploy()
+    worker, address = await agent.worker(), await agent.address()
+    await agent.call("InstanceSleep", address=address, force=True)
+    name = InstanceId(worker["instance_id"])
+    jail = agent.host.directories.state(name) / "jail/firecracker" / name / "root"
+    jail.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"], cwd=jail, env={}) as left:
+        try:
+            assert await orphans(agent) == {"process": [f"pid {left.pid}"]}
+            await orphans(agent, clear=True)
+            assert left.wait(10) != 0
+        finally:
+            left.kill()
+
+
 async def test_secrets_stay_only_for_who_is_up(agent: Agent) -> None:
     await agent.deploy()
     instance_id, address = InstanceId((await agent.worker())["instance_id"]), await agent.address()

@@ -43,7 +43,7 @@ async def test_a_guest_that_writes_byte_by_byte_without_end_does_not_keep_the_ag
     tmp_path: Path, short_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[bytes] = []
-    monkeypatch.setattr(console, "append", lambda log, data: pieces.append(data))
+    monkeypatch.setattr(bounded_log, "append", lambda log, data: pieces.append(data))
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for number in range(250):
