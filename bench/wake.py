@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """What a wake costs, stage by stage, against its bare part in the same run, and mvm's own share of it.
 
-    python bench/wake.py [--runtime process|qemu] [--wakes 5] [--standin] [--json]
+    python bench/wake.py [--runtime process|qemu|firecracker] [--wakes 5] [--standin] [--json]
 
 A deployment like any other, against the stand-ins for Telegram and the model: its worker is put to sleep and woken by
 a message, over and over. Between sleep and message the bare part runs, which is what no runtime can do without:
 
 * qemu: a QEMU started by this program from copies of the very same sleeper's files, exec to the first Pong of its
   guest over the channel (`bench/parts/bare_qemu.py`). It is compared with mvm's wake up to the guest agent's answer.
+* firecracker: likewise, a Firecracker without a jail on the sleeper's own memory (`bench/parts/bare_firecracker.py`).
 * process: OpenClaw alone, started by hand, until it says that it is ready (`bench/parts/bare_openclaw.py`). No memory
   is kept, so this is compared with the whole wake.
 
@@ -23,7 +24,8 @@ mvm's share is the host agent's own time outside the machine and the guest. It h
 
 The bare part runs twice between each sleep and wake. Medians are of each line by itself: lines need not add up.
 `--standin` puts the stand-in for OpenClaw into the machines (tests/standins/openclaw): the same path in less memory,
-and a first start in seconds. Runtime qemu needs root, and runs in a network namespace of its own.
+and a first start in seconds. Virtual machines need root, and run in a network namespace of its own; Firecracker needs
+a KVM that works and `mvm setup firecracker`.
 """
 
 from __future__ import annotations
@@ -35,15 +37,16 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.parts import bare_firecracker, bare_qemu
 from bench.parts.bare_openclaw import start_ms
-from bench.parts.bare_qemu import Sleeper, restore
+from bench.parts.bare_qemu import Restored, Sleeper
 from bench.parts.images import have_image, why_no_machines
 from tests.e2e.operator import Operator, operator
 from tests.vm.images import STANDIN
@@ -90,12 +93,13 @@ async def processes(standin: bool) -> AsyncIterator[Deployment]:
 
 
 @asynccontextmanager
-async def machines(standin: bool) -> AsyncIterator[Deployment]:
-    """Instances are virtual machines; whatever is given to them is also there for a bare QEMU."""
+async def machines(standin: bool, runtime: str, restore: Callable[[Sleeper], Restored]) -> AsyncIterator[Deployment]:
+    """Instances are virtual machines; whatever is given to them is also there for a bare one."""
     have_image(standin=standin)
     enter_private_network()
 
-    async with (standin_machines if standin else openclaw_machines)({"alice": ALICE}) as deployment:
+    deployed = standin_machines if standin else openclaw_machines
+    async with deployed({"alice": ALICE}, runtime=runtime) as deployment:
         someone = deployment.operator
 
         async def bare(worker: dict[str, Any]) -> dict[str, float]:
@@ -107,7 +111,19 @@ async def machines(standin: bool) -> AsyncIterator[Deployment]:
         yield Deployment(operator=someone, tenant=TENANT, bare=bare, keeps_memory=True)
 
 
-RUNTIMES = {"process": processes, "qemu": machines}
+def qemu(standin: bool) -> AbstractAsyncContextManager[Deployment]:
+    """By QEMU."""
+    return machines(standin, "qemu", bare_qemu.restore)
+
+
+def firecracker(standin: bool) -> AbstractAsyncContextManager[Deployment]:
+    """By Firecracker."""
+    return machines(standin, "firecracker", bare_firecracker.restore)
+
+
+RUNTIMES = {"process": processes, "qemu": qemu, "firecracker": firecracker}
+NAMES = {"process": "OpenClaw", "qemu": "QEMU", "firecracker": "Firecracker"}
+"""What runs alone in the bare part."""
 
 
 async def one_wake(deployment: Deployment, worker: dict[str, Any], number: int) -> tuple[Lines, list[Lines]]:
@@ -171,8 +187,8 @@ def over(rounds: list[Lines], pick: Callable[[Iterable[float]], float]) -> Lines
 
 
 LABELS = {
-    "bare running": "bare QEMU: exec to running",
-    "bare pong": "bare QEMU: running to first Pong",
+    "bare running": "bare {name}: exec to running",
+    "bare pong": "bare {name}: running to first Pong",
     "wake to agent": "wake to the agent's answer",
     "wake to health check": "wake to OpenClaw's health check",
     "message to reply": "message to delivered reply",
@@ -186,7 +202,9 @@ def table(figures: dict[str, Any]) -> str:
     """The figures for people."""
     median, worst = figures["median_ms"], figures["worst_ms"]
     agent = figures["compared_up_to"] == "agent"
-    labels = {"bare": f"bare {'QEMU restore to first Pong' if agent else 'OpenClaw start to health check'}", **LABELS}
+    name = NAMES[figures["runtime"]]
+    labels = {"bare": f"bare {name} {'restore to first Pong' if agent else 'start to health check'}"}
+    labels |= {line: label.format(name=name) for line, label in LABELS.items()}
     hidden = {"restore and agent"}
     rows = {name: f"stage {name}" for name in median if name not in labels and name not in hidden}
     rows |= {name: label for name, label in labels.items() if name in median}
@@ -212,7 +230,7 @@ def main() -> None:
     parser.add_argument("--standin", action="store_true", help="the stand-in for OpenClaw in place of the real one")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
-    if arguments.runtime == "qemu" and (reason := why_no_machines()) is not None:
+    if arguments.runtime != "process" and (reason := why_no_machines(arguments.runtime)) is not None:
         raise SystemExit(f"not measured: {reason}")
     figures = asyncio.run(measure(arguments.runtime, arguments.wakes, standin=arguments.standin))
     print(json.dumps(figures, indent=2) if arguments.json else table(figures))

@@ -24,9 +24,8 @@ from mvm.drives.table import CONFIG, DATA, ROOTFS, SECRETS, Drive, Mode, drives_
 from mvm.image.base import INITRD, KERNEL, Manifest
 from mvm.image.base import ROOTFS as ROOT_IMAGE
 from mvm.model.roles import Role
-from mvm.runtime import sparse
+from mvm.runtime import saved, sparse
 from mvm.runtime.base import GUEST_AGENT_PORT
-from mvm.runtime.qemu import snapshots
 from mvm.runtime.qemu.accelerator import BINARY, Accelerator
 from mvm.runtime.qemu.command import Descriptors, Hardware, command, layout
 from mvm.runtime.qemu.tsc import host_tsc_khz
@@ -97,7 +96,7 @@ def restore(sleeper: Sleeper) -> Restored:
 def _restore(directory: Path) -> tuple[float, float]:
     """Load, go on and ask; returns when it went on and when it answered."""
     with _Channel(directory / "mux.sock") as channel, _Monitor(directory / "qmp.sock") as monitor:
-        monitor.load(directory / snapshots.DEVICES)
+        monitor.load(directory / saved.DEVICES)
         monitor.execute("cont")
         running = time.perf_counter()
         channel.ping()
@@ -116,7 +115,7 @@ def _copies(sleeper: Sleeper, directory: Path) -> tuple[Hardware, dict[Drive, Pa
     """Copies of what a QEMU may write, and what it is made of."""
     instance = sleeper.instance
     own = sleeper.state_dir / "instances" / instance["instance_id"]
-    snapshot = snapshots.load(own / "memory")
+    snapshot = saved.load(own / "memory")
     if snapshot is None:
         raise RuntimeError(f"{instance['instance_id']} has no snapshot")
     image = sleeper.state_dir / "images" / instance["image_revision"]
@@ -134,7 +133,7 @@ def _copies(sleeper: Sleeper, directory: Path) -> tuple[Hardware, dict[Drive, Pa
     if layout(hardware) != snapshot.metadata["layout"]:
         raise RuntimeError("the bare machine is not the machine that sleeps")
     sparse.copy(own / "memory/ram", directory / "ram")
-    sparse.copy(own / "memory" / snapshots.DEVICES, directory / snapshots.DEVICES)
+    sparse.copy(own / "memory" / saved.DEVICES, directory / saved.DEVICES)
     sparse.copy(own / "data.img", directory / "data.img")
     sparse.copy(sleeper.run_dir / "i" / instance["instance_id"] / "config.erofs", directory / "config.erofs")
     sizes = dict(part.split("=") for part in snapshot.metadata["drives"].split(","))

@@ -135,18 +135,20 @@ def overrides(someone: Operator, *, gateway_mib: int, worker_mib: int) -> str:
 
 
 @asynccontextmanager
-async def standin_machines(users: dict[str, int], **environment: str) -> AsyncIterator[Machines]:
+async def standin_machines(
+    users: dict[str, int], *, runtime: str = "qemu", **environment: str
+) -> AsyncIterator[Machines]:
     """A deployment on the stand-in for OpenClaw, ready."""
-    settings = {"MVM_RUNTIME": "qemu", "MVM_IMAGE_CACHE": str(cache()), "MVM_OPENCLAW_DIR": str(STANDIN)}
+    settings = {"MVM_RUNTIME": runtime, "MVM_IMAGE_CACHE": str(cache()), "MVM_OPENCLAW_DIR": str(STANDIN)}
     async with operator(**settings, **environment) as someone:
         await someone.new(TENANT, users, extra=overrides(someone, gateway_mib=768, worker_mib=1024))
         yield Machines(someone)
 
 
 @asynccontextmanager
-async def openclaw_machines(users: dict[str, int]) -> AsyncIterator[Machines]:
+async def openclaw_machines(users: dict[str, int], *, runtime: str = "qemu") -> AsyncIterator[Machines]:
     """A deployment on the real OpenClaw, ready, with the sizes of the example manifest."""
-    async with operator(MVM_RUNTIME="qemu", MVM_IMAGE_CACHE=str(cache())) as someone:
+    async with operator(MVM_RUNTIME=runtime, MVM_IMAGE_CACHE=str(cache())) as someone:
         sizes = overrides(someone, gateway_mib=1024, worker_mib=2048).replace("vcpus = 1", "vcpus = 2")
         await someone.new(TENANT, users, extra=sizes, seconds=FIRST_START_SECONDS)
         yield Machines(someone)

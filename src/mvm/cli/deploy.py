@@ -41,7 +41,7 @@ def deploy(
         float | None, typer.Option(min=1, max=86400, metavar="SECONDS", help="With --watch; default: 30.")
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(metavar="RUNTIME", help="How instances run: auto, qemu or process.")
+        str | None, typer.Option(metavar="RUNTIME", help="How instances run: auto, firecracker, qemu or process.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would be done.")] = False,
     prune: Annotated[

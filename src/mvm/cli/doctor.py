@@ -28,6 +28,7 @@ def doctor(
 ) -> None:
     """Check this machine, and say what to do about what is missing. Status 1 when something keeps mvm from working."""
     from mvm.cli import checks
+    from mvm.cli.firecracker_checks import firecracker_checks
     from mvm.cli.host_checks import host_checks
     from mvm.cli.image_checks import image_checks
     from mvm.cli.machine_checks import machine_checks
@@ -38,6 +39,7 @@ def doctor(
         *checks.local_checks(locations),
         *host_checks(locations),
         *session.run(machine_checks(locations)),
+        *session.run(firecracker_checks(locations)),
         *image_checks(locations),
         *session.run(network_checks()),
         session.run(checks.agent(locations)),

@@ -30,7 +30,12 @@ def memory_files(locations: Locations) -> Finding:
     """What the memory of sleeping machines is, and who can read it."""
     place = locations.state_dir / "instances"
     sleepers = list(place.glob("*/memory/snapshot.json"))
-    readable = [path for path in place.glob("*/memory/ram*") if path.stat().st_mode & 0o077]
+    # The memory of a base, which many have, is closed by its directories.
+    readable = [
+        path
+        for path in place.glob("*/memory/ram*")
+        if path.stat().st_mode & 0o077 and path.parent.stat().st_mode & 0o077
+    ]
     if readable:
         return Finding(
             name="memory files",

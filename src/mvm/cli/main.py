@@ -30,6 +30,7 @@ COMMANDS = {
     "net": "The networks of tenants: prove who reaches whom.",
     "node": "This host: what it is, what it uses, what nobody needs.",
     "agent": "The daemon that does the work.",
+    "setup": "What a host needs beside mvm: install Firecracker.",
     "doctor": "Check this machine, and say what to do about what is missing.",
 }
 """Every command and its line in the help; `mvm.cli.<name>` holds it as `app`."""

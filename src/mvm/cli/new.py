@@ -36,7 +36,7 @@ def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Id of the deployment and of its tenant.")],
     config: Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="Its deploy.toml.")] = None,
     runtime: Annotated[
-        str | None, typer.Option(metavar="RUNTIME", help="How instances run: auto, qemu or process.")
+        str | None, typer.Option(metavar="RUNTIME", help="How instances run: auto, firecracker, qemu or process.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would be done.")] = False,
     check: Annotated[bool, typer.Option(help="Ask Telegram and the model provider whether they know the keys.")] = True,

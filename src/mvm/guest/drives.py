@@ -50,7 +50,10 @@ CONFIG = GuestDrive("config", "vdd")
 
 
 def find(drive: GuestDrive, *, devices: Path = BLOCK_DEVICES) -> Path | None:
-    """The device that says it is this drive, else the one of its usual name that says nothing; None without either."""
+    """The device that says it is this drive, else the one of its usual name that does not say it is another.
+
+    None without either. Firecracker's devices say a number that nobody chose.
+    """
     try:
         names = sorted(os.listdir(devices))
     except OSError:
@@ -59,7 +62,8 @@ def find(drive: GuestDrive, *, devices: Path = BLOCK_DEVICES) -> Path | None:
     for name, serial in serials.items():
         if serial == drive.serial:
             return DEVICES / name
-    return DEVICES / drive.device if serials.get(drive.device) == "" else None
+    said = serials.get(drive.device)
+    return DEVICES / drive.device if said is not None and (not said or said.isdecimal()) else None
 
 
 def _serial(device: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 _RB_AUTOBOOT = 0x01234567
 _RB_DISABLE_CAD = 0
+_MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -21,6 +22,7 @@ class MountFlag(IntFlag):
     NO_EXECUTION = 8
     REMOUNT = 32
     NO_ACCESS_TIMES = 1024
+    BIND = 4096
 
 
 def mount(source: str, target: Path, kind: str, flags: MountFlag, options: str = "") -> None:
@@ -29,9 +31,12 @@ def mount(source: str, target: Path, kind: str, flags: MountFlag, options: str =
     _check(result, f"{source} cannot be mounted on {target}")
 
 
-def unmount(target: Path) -> None:
-    """Unmount what is mounted there. Raises `OSError`, `EBUSY` while something is open."""
-    _check(_libc.umount2(os.fsencode(target), 0), f"{target} cannot be unmounted")
+def unmount(target: Path, *, lazily: bool = False) -> None:
+    """Unmount what is mounted there. Raises `OSError`, `EBUSY` while something is open.
+
+    With `lazily` nobody finds it there any more, and what is open stays open.
+    """
+    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH if lazily else 0), f"{target} cannot be unmounted")
 
 
 def swap_on(device: Path) -> None:

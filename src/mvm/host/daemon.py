@@ -20,8 +20,9 @@ from mvm.host.autostart import log_path, prepare_directories
 from mvm.host.locations import Locations
 from mvm.host.networks import what_is_missing
 from mvm.host.programs import host_programs
-from mvm.network.taps import open_tap
+from mvm.network.taps import make_lasting_tap, open_tap, remove_lasting_tap
 from mvm.runtime.base import ChannelKind, Machine, Runtime
+from mvm.runtime.firecracker import FirecrackerRuntime
 from mvm.runtime.process import ProcessRuntime
 from mvm.runtime.qemu import QemuRuntime
 from mvm.security.tokens import random_token
@@ -48,12 +49,23 @@ async def serve(locations: Locations) -> None:
         user_network=missing is not None,
         channel=ChannelKind(locations.qemu_channel),
     )
+    firecracker = FirecrackerRuntime(
+        programs_dir=locations.programs_dir,
+        taps=HostTaps(),
+        no_networks=missing,
+        production=locations.production,
+    )
     if missing is not None:
         log.info("machines would get no network of their tenant", reason=missing, see="docs/network.md")
-    runtimes: dict[str, Runtime] = {"qemu": qemu, "process": ProcessRuntime(programs)}
+    runtimes: dict[str, Runtime] = {
+        "firecracker": firecracker,
+        "qemu": qemu,
+        "process": ProcessRuntime(programs),
+    }
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(only_agent(locations.socket))
-        stack.push_async_callback(qemu.close)  # machines run on without it
+        for machines in (firecracker, qemu):
+            stack.push_async_callback(machines.close)  # they run on without it
         host = await stack.enter_async_context(open_host(locations, runtimes, environment={}))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -65,6 +77,16 @@ async def serve(locations: Locations) -> None:
 def _open_tap(machine: Machine) -> int | None:
     """The network device of a machine; one that belongs to no tenant has nobody at its other end."""
     return open_tap(machine.tap, machine.bridge) if machine.bridge else None
+
+
+class HostTaps:
+    """The network devices of machines that open them themselves."""
+
+    def make(self, machine: Machine, name: str) -> None:
+        make_lasting_tap(name, machine.bridge, owner=machine.uid)
+
+    def remove(self, name: str) -> None:
+        remove_lasting_tap(name)
 
 
 @contextlib.asynccontextmanager

@@ -32,6 +32,8 @@ LAST_LINES = 60
 EXEC_MARGIN_SECONDS = 10.0
 CONSOLE = "serial"
 """What a machine's kernel and init say, until its services have logs of their own."""
+MACHINE = "machine"
+"""What a runtime's own program says of the machine that it runs."""
 _SERVICE = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
@@ -68,14 +70,15 @@ class Inspection:
     async def last_words(self, instance: Instance) -> str | None:
         """The line of OpenClaw's log that most likely says why it does not run; None when there is no log."""
         logs = await asyncio.to_thread(self._logs_on_host, instance, None, LAST_LINES)
-        return telling_line(logs.get("openclaw") or logs.get("agent") or logs.get(CONSOLE) or "")
+        return telling_line(logs.get("openclaw") or logs.get("agent") or logs.get(CONSOLE) or logs.get(MACHINE) or "")
 
     def _logs_on_host(self, instance: Instance, service: str | None, lines: int) -> dict[str, str]:
-        """What the host has of an instance's logs, the console of its machine included."""
+        """What the host has of an instance's logs, and what its machine and that one's console said."""
         machine = self._lifecycle.machine(instance)
         found = read_logs(directory_of(machine), service, lines)
-        if service in (None, CONSOLE) and (text := _tail(machine.state_dir / f"{CONSOLE}.log")):
-            found[CONSOLE] = redact("\n".join(text.splitlines()[-lines:]))
+        for name in (CONSOLE, MACHINE):
+            if service in (None, name) and (text := _tail(machine.state_dir / f"{name}.log")):
+                found[name] = redact("\n".join(text.splitlines()[-lines:]))
         return found
 
     async def _logs_of_guest(self, instance: Instance, service: str | None, lines: int) -> dict[str, str]:

@@ -183,6 +183,7 @@ class PolicyLoop:
             self._observer.observe(instance),
             now=self._clock.now(),
             warm_allowed=warm_allowed,
+            keeps_warm=self._runtimes.of(instance).capabilities.warm,
         )
         match decision.action:
             case policy.Action.WARM:

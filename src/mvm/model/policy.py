@@ -87,19 +87,21 @@ def decide(
     *,
     now: datetime,
     warm_allowed: bool = True,
+    keeps_warm: bool = True,
     policy: RuntimePolicy | None = None,
 ) -> Decision:
     """What policy does with an instance now: warm an idle running one, put an idle warm one to sleep.
 
     `now` is wall-clock UTC. `warm_allowed` is False when the tenant's `max_warm` is used up: then a running instance
-    goes to sleep directly once it is idle for that long. `policy` is the pool's unless given. An idle time of 0
+    goes to sleep directly once it is idle for that long. So does, without anything holding it back, one whose runtime
+    had better not pause it (`keeps_warm`). `policy` is the pool's unless given. An idle time of 0
     in it means at once, a guard (`min_running_seconds`, `min_warm_seconds`) of 0 guards nothing.
     """
     policy = policy or pool.runtime_policy
     if (reason := _out_of_reach(instance, pool)) is not None:
         return Decision(Action.STAY, reason)
     if instance.state is State.RUNNING:
-        return _decide_running(instance, policy, observation, now, warm_allowed=warm_allowed)
+        return _decide_running(instance, policy, observation, now, warm_allowed=warm_allowed, keeps_warm=keeps_warm)
     return _decide_warm(instance, policy, observation, now)
 
 
@@ -117,18 +119,25 @@ def _out_of_reach(instance: Instance, pool: Pool) -> str | None:
 
 
 def _decide_running(
-    instance: Instance, policy: RuntimePolicy, seen: Observation, now: datetime, *, warm_allowed: bool
+    instance: Instance,
+    policy: RuntimePolicy,
+    seen: Observation,
+    now: datetime,
+    *,
+    warm_allowed: bool,
+    keeps_warm: bool,
 ) -> Decision:
     if not seen.idle:
         return Decision(Action.STAY, _why_busy(seen))
     idle_for = seen.idle_for_seconds
     if idle_for is None:
         return Decision(Action.STAY, "it is not known since when it is idle")
-    if idle_for < policy.warm_after_idle_seconds:
-        return Decision(Action.STAY, f"idle for less than {policy.warm_after_idle_seconds} s")
+    least = policy.warm_after_idle_seconds if keeps_warm else policy.sleep_after_idle_seconds
+    if idle_for < least:
+        return Decision(Action.STAY, f"idle for less than {least} s")
     if (held := _held_back(instance, policy, seen, now)) is not None:
         return Decision(Action.DEFER, held)
-    if warm_allowed:
+    if warm_allowed and keeps_warm:
         return Decision(Action.WARM, f"idle for at least {policy.warm_after_idle_seconds} s")
     if idle_for < policy.sleep_after_idle_seconds:
         return Decision(Action.DEFER, "quota max_warm is used up")

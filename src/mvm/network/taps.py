@@ -1,7 +1,8 @@
 """TAP devices of instances: made when an instance starts, gone with the process that holds them.
 
-On the way of every wake, so nothing here forks or imports more than the standard library. A TAP is not persistent: the
-kernel removes it when the last descriptor is closed, whatever becomes of the agent.
+On the way of every wake, so nothing here forks or imports more than the standard library. A TAP whose descriptor is
+handed on is not persistent: the kernel removes it when the last one is closed, whatever becomes of the agent. A virtual
+machine that wants to open its TAP itself, without any privilege, gets one that lasts and belongs to its user.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from mvm.model.errors import Conflict, MvmError, Refused, Unavailable
 TUN_DEVICE = Path("/dev/net/tun")
 
 _TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
+_TUNSETOWNER = 0x400454CC
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 # No IFF_VNET_HDR: the guest's card has every offload off, so that a snapshot restores to any kind of network.
@@ -43,12 +46,7 @@ def open_tap(name: str, bridge: str) -> int:
     The descriptor is non-blocking and not inherited unless it is passed on. Ports of a bridge do not see each other:
     what may pass between guests is routed, where the rules are. Raises `MvmError` and leaves no device.
     """
-    try:
-        descriptor = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise Unavailable(f"there is no {TUN_DEVICE}", hint="modprobe tun") from None
-    except OSError as error:
-        raise Refused(f"{TUN_DEVICE} cannot be opened: {error.strerror}", hint="run the agent as root") from None
+    descriptor = _open_device()
     try:
         _attach(descriptor, name, bridge)
     except BaseException:
@@ -57,15 +55,63 @@ def open_tap(name: str, bridge: str) -> int:
     return descriptor
 
 
-def _attach(descriptor: int, name: str, bridge: str) -> None:
+def _open_device() -> int:
+    try:
+        return os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise Unavailable(f"there is no {TUN_DEVICE}", hint="modprobe tun") from None
+    except OSError as error:
+        raise Refused(f"{TUN_DEVICE} cannot be opened: {error.strerror}", hint="run the agent as root") from None
+
+
+def make_lasting_tap(name: str, bridge: str, *, owner: int | None) -> None:
+    """Make the TAP `name`, which that user may open, as a port of `bridge`; it stays until `remove_lasting_tap`.
+
+    Without a bridge there is nobody at its other end. Raises `MvmError`, `Conflict` when a process has it open, and
+    leaves no device.
+    """
+    descriptor = _open_device()
+    try:
+        _attach(descriptor, name, bridge)
+        try:
+            if owner is not None:
+                fcntl.ioctl(descriptor, _TUNSETOWNER, owner)
+            fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
+        except OSError as error:
+            raise _why_no_tap(name, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def remove_lasting_tap(name: str) -> None:
+    """Remove such a TAP. Idempotent. Raises `Conflict` when a process has it open."""
+    try:
+        socket.if_nametoindex(name)  # not a look at /sys, which may show another network than this process's
+    except OSError:
+        return
+    descriptor = _open_device()
+    try:
+        _become(descriptor, name)
+        fcntl.ioctl(descriptor, _TUNSETPERSIST, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _become(descriptor: int, name: str) -> None:
     request = _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI)
     try:
         fcntl.ioctl(descriptor, _TUNSETIFF, request)
     except OSError as error:
         raise _why_no_tap(name, error) from error
+
+
+def _attach(descriptor: int, name: str, bridge: str) -> None:
+    _become(descriptor, name)
     # Not a word of the host's own into the guest's wire: no router solicitations, no multicast reports.
     with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
         Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_bytes(b"1")
+    if not bridge:
+        return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         index = socket.if_nametoindex(name)
         try:

@@ -55,6 +55,8 @@ class Capabilities:
     """Instances have devices in their tenant's network, whose bridge and rules the host keeps."""
     relayed: bool = False
     """Instances have no network in common: the host carries what they say to each other (`mvm.host.relay`)."""
+    warm: bool = True
+    """An instance can be paused and go on at little cost. False: policy lets it run until it sleeps."""
     slowness: float = 1.0
     """How many times longer than on this host itself a guest may take; limits for guests are multiplied by it."""
 

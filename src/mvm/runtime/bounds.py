@@ -107,7 +107,7 @@ def _v1_groups(name: str, mounts: Path) -> list[Path]:
     own = _own_groups()
     groups = []
     for controller in V1_CONTROLLERS:
-        for mount, root, kind, options in _cgroup_mounts(mounts):
+        for mount, root, kind, options in mounts_of_groups(mounts):
             if kind == "cgroup" and controller in options.split(","):
                 parent = _below(mount, root, own.get(controller, "/"))
                 if parent is not None:
@@ -118,7 +118,7 @@ def _v1_groups(name: str, mounts: Path) -> list[Path]:
 
 def _v2_group(name: str, mounts: Path) -> list[Path]:
     """A group beside nothing else: under v2 a group with processes of its own cannot give controllers to children."""
-    for mount, root, kind, _ in _cgroup_mounts(mounts):
+    for mount, root, kind, _ in mounts_of_groups(mounts):
         parent = _below(mount, root, _own_groups().get("", "/")) if kind == "cgroup2" else None
         if parent is None:
             continue
@@ -140,7 +140,7 @@ def _own_groups() -> dict[str, str]:
     return found
 
 
-def _cgroup_mounts(mounts: Path) -> list[tuple[Path, str, str, str]]:
+def mounts_of_groups(mounts: Path) -> list[tuple[Path, str, str, str]]:
     """Mount point, root, type and options of each control group mount."""
     found = []
     with suppress(OSError):
@@ -162,15 +162,19 @@ def _below(mount: Path, root: str, own: str) -> Path | None:
     return directory if directory.is_dir() and os.access(directory, os.W_OK) else None
 
 
+def limits(version: int, *, vcpus: int, memory_bytes: int) -> dict[str, int]:
+    """File of a control group -> value, for that version of control groups."""
+    pids = {"pids.max": MAX_PROCESSES}
+    if version == 1:
+        return pids | {"memory.limit_in_bytes": memory_bytes, "cpu.shares": V1_SHARES_PER_CPU * vcpus}
+    return pids | {"memory.max": memory_bytes, "cpu.weight": min(V2_WEIGHT_PER_CPU * vcpus, 10_000)}
+
+
 def _set_limits(group: Path, *, vcpus: int, memory_bytes: int) -> None:
-    limits = {
-        "memory.limit_in_bytes": memory_bytes,
-        "memory.max": memory_bytes,
-        "pids.max": MAX_PROCESSES,
-        "cpu.shares": V1_SHARES_PER_CPU * vcpus,
-        "cpu.weight": min(V2_WEIGHT_PER_CPU * vcpus, 10_000),
-    }
-    for file, value in limits.items():
+    for file, value in {
+        **limits(1, vcpus=vcpus, memory_bytes=memory_bytes),
+        **limits(2, vcpus=vcpus, memory_bytes=memory_bytes),
+    }.items():
         if (group / file).exists():
             (group / file).write_text(str(value))
 

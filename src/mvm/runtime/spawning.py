@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from mvm.guest import processes
 from mvm.guest.processes import Identity
+from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import Unavailable
 
 OUTPUT_LIMIT = 256 * 1024
 """Bytes of a process's own output that are kept: over starts, and while `bound_output` is called now and then."""
+
+OOM_SCORE = 300
+"""Rather than the agent, which would lose sight of everybody, one instance ends when the host is out of memory."""
 
 _children: set[Identity] = set()
 """What this process started and has not taken in yet."""
@@ -48,6 +54,34 @@ def spawn(
         raise Unavailable(f"'{argv[0]}' ended at once")
     _children.add(identity)
     return identity
+
+
+def limit(pid: int, *, open_files: int) -> None:
+    """Limits for a machine's process besides those of its control group; where they cannot be had it does without."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, ValueError):
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files, open_files))
+    with suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
+
+
+def identity_of(process: ProcessIdentity) -> Identity:
+    """A process as it is recorded, as the kernel knows it."""
+    return Identity(process.pid, process.start_time)
+
+
+def recorded(identity: Identity) -> ProcessIdentity:
+    """A process as the kernel knows it, as it is recorded."""
+    return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+
+
+def alive(process: ProcessIdentity) -> bool:
+    """Whether that very process runs; one that was started here and has ended is taken in."""
+    identity = identity_of(process)
+    reap(identity)
+    return processes.alive(identity)
 
 
 def reap(identity: Identity) -> None:

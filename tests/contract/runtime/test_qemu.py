@@ -25,8 +25,9 @@ from tests.contract.runtime.snapshot_conformance import SnapshotConformance
 from mvm.model.errors import SnapshotRejected, Unavailable
 from mvm.model.roles import Role
 from mvm.network.taps import open_tap
+from mvm.runtime import saved
 from mvm.runtime.base import Machine, Runtime
-from mvm.runtime.qemu import QemuRuntime, launching, snapshots
+from mvm.runtime.qemu import QemuRuntime, launching
 from mvm.runtime.qemu.files import Files
 from mvm.wire import messages
 from mvm.wire.messages import WorkStatus
@@ -328,7 +329,7 @@ class TestQemuRuntime(SnapshotConformance):
         assert not files.ram.exists()
         assert await bench.runtime.compress_snapshot(subject.machine, lambda: False) is None
         await self.wake_up(subject)
-        assert not (files.memory / snapshots.COMPRESSED).exists()
+        assert not (files.memory / saved.COMPRESSED).exists()
 
     @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
     async def test_damaged_compressed_memory_is_rejected(self, bench: Bench, damage: str) -> None:
@@ -336,7 +337,7 @@ class TestQemuRuntime(SnapshotConformance):
         assert isinstance(bench.runtime, QemuRuntime)
         await self.put_to_sleep(subject)
         await bench.runtime.compress_snapshot(subject.machine, lambda: False)
-        packed = Files.of(subject.machine).memory / snapshots.COMPRESSED
+        packed = Files.of(subject.machine).memory / saved.COMPRESSED
         snapshot = await bench.runtime.saved_snapshot(subject.machine)
         if damage == "truncate":
             os.truncate(packed, packed.stat().st_size // 2)

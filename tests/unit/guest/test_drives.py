@@ -44,6 +44,15 @@ def test_a_device_without_a_serial_is_known_by_its_name(tmp_path: Path) -> None:
     assert find(DATA, devices=devices(tmp_path, vda=None, vdb=None)) == Path("/dev/vdb")
 
 
+def test_a_device_that_says_a_number_is_known_by_its_name(tmp_path: Path) -> None:
+    there = devices(tmp_path, vda="65024013371", vdb="65024013372", vdc="2600000041", vdd="65024013373")
+    assert [find(drive, devices=there) for drive in (DATA, SECRETS, CONFIG)] == [
+        Path("/dev/vdb"),
+        Path("/dev/vdc"),
+        Path("/dev/vdd"),
+    ]
+
+
 def test_a_device_that_says_it_is_another_is_not_taken_for_it(tmp_path: Path) -> None:
     assert find(DATA, devices=devices(tmp_path, vda="rootfs", vdb="secrets")) is None
 

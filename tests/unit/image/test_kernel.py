@@ -66,3 +66,20 @@ def test_a_kernel_in_an_unknown_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MvmError, match="packed in a form"):
         kernel.extract(tmp_path / "vmlinuz", tmp_path / "vmlinux")
     assert not (tmp_path / "vmlinux").exists()
+
+
+def configuration(*left_out: str) -> str:
+    lines = [f"CONFIG_{name}={'ym'[number % 2]}" for number, name in enumerate(kernel.NEEDED) if name not in left_out]
+    return "\n".join([*lines, "# CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES is not set", 'CONFIG_LOCALVERSION=""', ""])
+
+
+def test_a_kernel_with_what_guests_need_is_taken() -> None:
+    kernel.require_options(configuration(), of="6.1.0")
+
+
+@pytest.mark.parametrize("name", ["ACPI", "PCI", "VIRTIO_VSOCKETS"])
+def test_an_option_that_a_kernel_has_not_is_named(name: str) -> None:
+    with pytest.raises(MvmError, match=rf"6\.1\.0 has no CONFIG_{name} \("):
+        kernel.require_options(configuration(name), of="6.1.0")
+    with pytest.raises(MvmError, match=f"CONFIG_{name} "):
+        kernel.require_options(configuration(name) + f"# CONFIG_{name} is not set\n", of="6.1.0")

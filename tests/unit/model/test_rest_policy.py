@@ -175,6 +175,11 @@ def test_without_room_for_warm_ones_it_goes_to_sleep_directly_but_not_sooner() -
     assert decision(instance(), idle(900), warm_allowed=False).action is Action.SLEEP
 
 
+def test_one_that_is_not_to_be_paused_runs_until_it_sleeps() -> None:
+    assert decision(instance(), idle(899), keeps_warm=False).action is Action.STAY
+    assert decision(instance(), idle(900), keeps_warm=False).action is Action.SLEEP
+
+
 # Eviction
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mvm.model.errors import Unavailable
-from mvm.runtime.qemu import accelerator, payload
+from mvm.runtime import payload
+from mvm.runtime.qemu import accelerator
 from mvm.runtime.qemu.accelerator import Accelerator, candidates, find, parse_version, why_not
 from mvm.runtime.qemu.tsc import host_tsc_khz
 

@@ -7,24 +7,25 @@ from pathlib import Path
 
 import pytest
 
+from mvm.runtime import bounded_log
 from mvm.runtime.qemu import console
 
 
 def test_a_log_never_grows_beyond_its_bound_and_keeps_the_newest(tmp_path: Path) -> None:
     log = tmp_path / "serial.log"
     for number in range(3000):
-        console.append(log, b"%06d " % number + b"x" * 300 + b"\n")
-    assert log.stat().st_size <= console.LIMIT
+        bounded_log.append(log, b"%06d " % number + b"x" * 300 + b"\n")
+    assert log.stat().st_size <= bounded_log.LIMIT
     assert log.read_bytes().splitlines()[-1].startswith(b"002999 ")
     assert log.read_bytes()[:2] == b"00"
 
 
 def test_the_last_words_are_printable(tmp_path: Path) -> None:
     log = tmp_path / "serial.log"
-    assert console.last_words(log) == "nothing"
+    assert bounded_log.last_words(log) == "nothing"
     log.write_bytes(b"booting\n\x1b[31mthe guest cannot start: \xff no root\r\n\n")
-    assert console.last_words(log).endswith("no root")
-    assert console.last_words(log).isprintable()
+    assert bounded_log.last_words(log).endswith("no root")
+    assert bounded_log.last_words(log).isprintable()
 
 
 async def test_what_comes_from_the_socket_is_kept_until_it_ends(tmp_path: Path, short_directory: Path) -> None:
@@ -42,7 +43,7 @@ async def test_a_guest_that_writes_byte_by_byte_without_end_does_not_keep_the_ag
     tmp_path: Path, short_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[bytes] = []
-    monkeypatch.setattr(console, "append", lambda log, data: pieces.append(data))
+    monkeypatch.setattr(bounded_log, "append", lambda log, data: pieces.append(data))
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for number in range(250):

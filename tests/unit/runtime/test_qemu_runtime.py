@@ -12,7 +12,8 @@ from mvm.drives.table import drives_of
 from mvm.guest.processes import Identity
 from mvm.model.errors import Unavailable
 from mvm.model.roles import Role
-from mvm.runtime.qemu import QemuRuntime, launching, makeup
+from mvm.runtime import makeup
+from mvm.runtime.qemu import QemuRuntime, launching
 from mvm.runtime.qemu.accelerator import Accelerator, Found
 from mvm.runtime.qemu.command import Hardware
 from mvm.runtime.qemu.files import Files
@@ -31,7 +32,7 @@ async def test_what_a_machine_is_made_of_is_on_record_before_there_is_a_machine(
     files = Files.of(subject)
     files.data.write_bytes(bytes(1 << 20))
     files.make_memory()
-    makeup.remember(files, {"image": "that of the machine before"})
+    makeup.remember(files.memory, {"image": "that of the machine before"})
     hardware = Hardware(
         accelerator=Accelerator.TCG,
         vcpus=1,
@@ -50,7 +51,7 @@ async def test_what_a_machine_is_made_of_is_on_record_before_there_is_a_machine(
         return hardware, MADE_BY
 
     def launch(*_: object, **__: object) -> Identity:
-        on_record.append(makeup.remembered(files))
+        on_record.append(makeup.remembered(files.memory, who="it"))
         raise Unavailable("it ends here")
 
     monkeypatch.setattr(runtime, "_host", host)

@@ -13,8 +13,8 @@ from tests.unit.runtime.qemu_machines import machine
 from mvm.guest import processes
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import TimedOut, Unavailable
+from mvm.runtime import shutdown
 from mvm.runtime.base import Connection, Machine
-from mvm.runtime.qemu import shutdown
 
 
 class Supervisor:

@@ -11,10 +11,11 @@ import pytest
 from tests.unit.runtime.qemu_machines import machine
 
 from mvm.model.errors import MvmError, SnapshotRejected
-from mvm.runtime import sparse
+from mvm.runtime import bases, compression, saved, sparse
 from mvm.runtime.base import Snapshot
-from mvm.runtime.qemu import bases, compression, snapshots
+from mvm.runtime.qemu.bases import keep_files
 from mvm.runtime.qemu.files import Files
+from mvm.runtime.qemu.snapshots import SNAPSHOTS
 
 MADE_BY = {
     "image": "0123abcd",
@@ -35,7 +36,7 @@ def fill(files: Files) -> None:
     with files.ram.open("r+b") as ram:
         ram.seek(5 << 20)
         ram.write(os.urandom(100_000))
-    (files.memory / snapshots.DEVICES).write_bytes(os.urandom(5000))
+    (files.memory / saved.DEVICES).write_bytes(os.urandom(5000))
     files.data.write_bytes(os.urandom(9000))
 
 
@@ -48,18 +49,18 @@ def files(tmp_path: Path) -> Files:
 
 @pytest.fixture
 def snapshot(files: Files) -> Snapshot:
-    return snapshots.finish(files, MADE_BY)
+    return SNAPSHOTS.finish(files, MADE_BY)
 
 
 def test_what_was_saved_is_found_and_fits(files: Files, snapshot: Snapshot) -> None:
-    assert snapshots.load(files.memory) == snapshot
-    snapshots.verify(files, snapshot, MADE_BY)
+    assert saved.load(files.memory) == snapshot
+    SNAPSHOTS.verify(files, snapshot, MADE_BY)
 
 
-@pytest.mark.parametrize("name", sorted(set(snapshots.PARTS) - {"format"}))
+@pytest.mark.parametrize("name", sorted(set(SNAPSHOTS.parts) - {"format"}))
 def test_whatever_differs_is_named(files: Files, snapshot: Snapshot, name: str) -> None:
-    with pytest.raises(SnapshotRejected, match=snapshots.PARTS[name]) as rejected:
-        snapshots.verify(files, snapshot, MADE_BY | {name: "another"})
+    with pytest.raises(SnapshotRejected, match=SNAPSHOTS.parts[name]) as rejected:
+        SNAPSHOTS.verify(files, snapshot, MADE_BY | {name: "another"})
     assert "another" in rejected.value.message
 
 
@@ -68,7 +69,7 @@ def test_a_snapshot_of_another_form_is_rejected(files: Files, snapshot: Snapshot
         metadata = {name: value for name, value in snapshot.metadata.items() if name != "format"}
         other = Snapshot(directory=snapshot.directory, metadata=metadata | ({"format": form} if form else {}))
         with pytest.raises(SnapshotRejected, match="the form of snapshots"):
-            snapshots.verify(files, other, MADE_BY)
+            SNAPSHOTS.verify(files, other, MADE_BY)
 
 
 def truncated(path: Path) -> None:
@@ -92,47 +93,47 @@ def replaced(path: Path) -> None:
 def test_whatever_happened_to_a_file_is_noticed(
     files: Files, snapshot: Snapshot, part: str, harm: Callable[[Path], None]
 ) -> None:
-    harm({"ram": files.ram, "devices": files.memory / snapshots.DEVICES, "data": files.data}[part])
+    harm({"ram": files.ram, "devices": files.memory / saved.DEVICES, "data": files.data}[part])
     with pytest.raises(SnapshotRejected):
-        snapshots.verify(files, snapshot, MADE_BY)
+        SNAPSHOTS.verify(files, snapshot, MADE_BY)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "null"])
 def test_damaged_metadata_is_no_snapshot(files: Files, snapshot: Snapshot, text: str) -> None:
-    (files.memory / snapshots.METADATA).write_text(text)
-    assert snapshots.load(files.memory) is None
+    (files.memory / saved.METADATA).write_text(text)
+    assert saved.load(files.memory) is None
 
 
 def test_it_is_used_once(files: Files, snapshot: Snapshot) -> None:
-    snapshots.consume(files)
-    assert snapshots.load(files.memory) is None
+    saved.consume(files)
+    assert saved.load(files.memory) is None
     with pytest.raises(SnapshotRejected, match="used already"):
-        snapshots.consume(files)
+        saved.consume(files)
 
 
 def test_it_is_given_back_when_nothing_touched_it(files: Files, snapshot: Snapshot) -> None:
-    snapshots.consume(files)
-    snapshots.give_back(files)
-    assert snapshots.load(files.memory) == snapshot
+    saved.consume(files)
+    saved.give_back(files)
+    assert saved.load(files.memory) == snapshot
 
 
 def test_discarding_leaves_the_memory_of_a_guest_that_goes_on(files: Files, snapshot: Snapshot) -> None:
-    snapshots.discard_name(files)
-    assert snapshots.load(files.memory) is None
+    saved.discard_name(files)
+    assert saved.load(files.memory) is None
     assert sorted(path.name for path in files.memory.iterdir()) == ["ram"]
-    snapshots.discard(files)
-    snapshots.discard(files)
+    saved.discard(files)
+    saved.discard(files)
     assert list(files.memory.iterdir()) == []
 
 
 def test_compressed_memory_is_the_same_snapshot(files: Files, snapshot: Snapshot) -> None:
     before = files.ram.read_bytes()
-    assert snapshots.compress(files) is not None
-    packed = snapshots.load(files.memory)
+    assert SNAPSHOTS.compress(files) is not None
+    packed = saved.load(files.memory)
     assert packed is not None
     assert not files.ram.exists()
-    snapshots.verify(files, packed, MADE_BY)
-    snapshots.unpack(files, packed, uid=None)
+    SNAPSHOTS.verify(files, packed, MADE_BY)
+    saved.unpack(files, packed, uid=None)
     assert files.ram.read_bytes() == before
 
 
@@ -144,15 +145,15 @@ def test_compressing_that_fails_leaves_the_snapshot_as_it_was(
 
     monkeypatch.setattr(compression, "compress", fail)
     with pytest.raises(MvmError):
-        snapshots.compress(files)
-    snapshots.verify(files, snapshot, MADE_BY)
-    assert snapshots.load(files.memory) == snapshot
+        SNAPSHOTS.compress(files)
+    SNAPSHOTS.verify(files, snapshot, MADE_BY)
+    assert saved.load(files.memory) == snapshot
 
 
 def test_compressing_is_given_up_when_the_memory_is_wanted(files: Files, snapshot: Snapshot) -> None:
-    assert snapshots.compress(files, lambda: True) is None
-    snapshots.verify(files, snapshot, MADE_BY)
-    assert snapshots.load(files.memory) == snapshot
+    assert SNAPSHOTS.compress(files, lambda: True) is None
+    SNAPSHOTS.verify(files, snapshot, MADE_BY)
+    assert saved.load(files.memory) == snapshot
 
 
 @pytest.mark.parametrize("step", ["compressing", "naming"])
@@ -168,18 +169,18 @@ def test_what_a_killed_agent_left_of_the_memory_goes_with_the_snapshot(
     with monkeypatch.context() as dying:
         if step == "naming":
             dying.setattr(json, "dump", look)
-        snapshots.compress(files, look if step == "compressing" else lambda: False)
-    assert left > {snapshots.METADATA, snapshots.DEVICES}, "something unfinished was there"
+        SNAPSHOTS.compress(files, look if step == "compressing" else lambda: False)
+    assert left > {saved.METADATA, saved.DEVICES}, "something unfinished was there"
     for name in left:
         (files.memory / name).touch()
-    snapshots.remove_used(files)
-    assert {path.name for path in files.memory.iterdir()} <= {"ram", snapshots.METADATA}
+    saved.remove_used(files)
+    assert {path.name for path in files.memory.iterdir()} <= {"ram", saved.METADATA}
 
 
 def test_damaged_memory_is_not_compressed(files: Files, snapshot: Snapshot) -> None:
     written(files.ram)
     with pytest.raises(SnapshotRejected):
-        snapshots.compress(files)
+        SNAPSHOTS.compress(files)
     assert files.ram.exists()
 
 
@@ -190,9 +191,9 @@ def test_damaged_memory_is_not_compressed(files: Files, snapshot: Snapshot) -> N
 def base(tmp_path: Path, files: Files) -> Path:
     directory = tmp_path / "base"
     directory.mkdir()
-    (directory / bases.DEVICES).write_bytes((files.memory / snapshots.DEVICES).read_bytes())
+    (directory / bases.DEVICES).write_bytes((files.memory / saved.DEVICES).read_bytes())
     (directory / bases.DEVICES).chmod(bases.FILE_MODE)
-    bases._keep_files(files, directory, MADE_BY)
+    keep_files(files, directory, MADE_BY)
     return directory
 
 
@@ -203,8 +204,8 @@ def young(tmp_path: Path) -> Files:
 
 
 def test_a_copy_has_everything_of_its_base_and_shares_nothing(base: Path, young: Files) -> None:
-    snapshot = bases.copy(base, young, uid=None, wanted=MADE_BY)
-    snapshots.verify(young, snapshot, MADE_BY)
+    snapshot = bases.copy(base, young, SNAPSHOTS, uid=None, wanted=MADE_BY)
+    SNAPSHOTS.verify(young, snapshot, MADE_BY)
     assert young.ram.read_bytes() == (base / bases.RAM).read_bytes()
     assert young.ram.stat().st_ino != (base / bases.RAM).stat().st_ino
     assert all((base / name).stat().st_mode & 0o777 == 0o400 for name in (bases.RAM, bases.DATA, bases.DEVICES))
@@ -212,7 +213,7 @@ def test_a_copy_has_everything_of_its_base_and_shares_nothing(base: Path, young:
 
 def test_a_base_that_does_not_fit_is_named(base: Path, young: Files) -> None:
     with pytest.raises(SnapshotRejected, match=r"QEMU.s version was 7\.2\.22, is 9"):
-        bases.copy(base, young, uid=None, wanted=MADE_BY | {"qemu": "9"})
+        bases.copy(base, young, SNAPSHOTS, uid=None, wanted=MADE_BY | {"qemu": "9"})
     assert not young.data.exists()
 
 
@@ -221,24 +222,24 @@ def test_a_damaged_base_is_given_to_nobody(base: Path, young: Files, name: str) 
     (base / name).chmod(0o600)
     written(base / name)
     with pytest.raises(SnapshotRejected, match="is damaged"):
-        bases.copy(base, young, uid=None, wanted=MADE_BY)
+        bases.copy(base, young, SNAPSHOTS, uid=None, wanted=MADE_BY)
     assert not young.data.exists()
-    assert snapshots.load(young.memory) is None
+    assert saved.load(young.memory) is None
 
 
 def test_an_unfinished_base_is_none(base: Path, young: Files) -> None:
     (base / bases.BASE).unlink()
     with pytest.raises(SnapshotRejected, match="no complete base"):
-        bases.copy(base, young, uid=None, wanted=MADE_BY)
+        bases.copy(base, young, SNAPSHOTS, uid=None, wanted=MADE_BY)
 
 
 def test_a_copy_that_fails_half_way_leaves_nothing(base: Path, young: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(files: Files, made_by: dict[str, str]) -> Snapshot:
         raise MvmError("the disk is full")
 
-    monkeypatch.setattr(snapshots, "finish", fail)
+    monkeypatch.setattr(SNAPSHOTS, "finish", fail)
     with pytest.raises(MvmError, match="the disk is full"):
-        bases.copy(base, young, uid=None, wanted=MADE_BY)
+        bases.copy(base, young, SNAPSHOTS, uid=None, wanted=MADE_BY)
     assert not [path for path in young.state_dir.iterdir() if path.is_file()]
     assert list(young.memory.iterdir()) == []
 
@@ -254,17 +255,17 @@ def test_a_copy_has_its_data_drive_only_when_it_is_whole(
         had.append(young.data.exists())
 
     monkeypatch.setattr(sparse, "copy", watched)
-    bases.copy(base, young, uid=None, wanted=MADE_BY)
+    bases.copy(base, young, SNAPSHOTS, uid=None, wanted=MADE_BY)
     assert had == [False] * 3
     assert young.data.read_bytes() == (base / bases.DATA).read_bytes()
 
 
 def test_a_killed_copy_is_made_again(base: Path, young: Files) -> None:
     young.make_memory()
-    for half in (young.ram, young.memory / snapshots.DEVICES, young.data.with_name(f".{young.data.name}.new")):
+    for half in (young.ram, young.memory / saved.DEVICES, young.data.with_name(f".{young.data.name}.new")):
         half.write_bytes(b"half")
-    snapshot = bases.copy(base, young, uid=None, wanted=MADE_BY)
-    snapshots.verify(young, snapshot, MADE_BY)
+    snapshot = bases.copy(base, young, SNAPSHOTS, uid=None, wanted=MADE_BY)
+    SNAPSHOTS.verify(young, snapshot, MADE_BY)
 
 
 def test_what_a_snapshot_names_was_flushed_before(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,9 +283,9 @@ def test_what_a_snapshot_names_was_flushed_before(files: Files, monkeypatch: pyt
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", named)
-    snapshots.finish(files, MADE_BY)
-    name = order.index(f"named {snapshots.METADATA}")
-    assert {files.ram.name, snapshots.DEVICES, files.data.name, "snapshot.new"} <= set(order[:name])
+    SNAPSHOTS.finish(files, MADE_BY)
+    name = order.index(f"named {saved.METADATA}")
+    assert {files.ram.name, saved.DEVICES, files.data.name, "snapshot.new"} <= set(order[:name])
     assert order[name + 1 :] == [files.memory.name]
 
 
@@ -299,5 +300,5 @@ def test_equal_makes_have_one_base_and_others_do_not() -> None:
 
 
 def test_metadata_is_readable_for_people(files: Files, snapshot: Snapshot) -> None:
-    document = json.loads((files.memory / snapshots.METADATA).read_text())
+    document = json.loads((files.memory / saved.METADATA).read_text())
     assert document["qemu"] == "7.2.22"

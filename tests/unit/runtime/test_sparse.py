@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mvm.model.errors import MvmError, SnapshotRejected
-from mvm.runtime import sparse
-from mvm.runtime.qemu import compression
+from mvm.runtime import compression, sparse
 
 MIB = 1024 * 1024
 

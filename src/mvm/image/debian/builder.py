@@ -179,6 +179,7 @@ class DebianBuilder:
         files = self._apt.download([package], on_progress)
         on_progress(Progress(text=f"unpacking the kernel {package.version}"))
         found = kernel.unpack(files[package], work)
+        kernel.require_options(found.configuration.read_text(), of=found.release)
         kernel.extract(found.image, target / KERNEL)
         modules = kernel.modules(found, initrd.MODULES)
         (target / INITRD).write_bytes(initrd.build(modules, initrd.BUSYBOX.read_bytes()))

@@ -10,16 +10,24 @@ fail() {
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev || fail "no devices"
+# A machine may have no console at all; whatever is started has something open all the same.
+(: >/dev/console) 2>/dev/null || exec </dev/null >/dev/null 2>&1
 
 while read -r module; do
     insmod "/modules/$module.ko" || fail "the module $module does not load"
 done </modules/order
 
-# The drive is found by its serial number; the device of a virtio drive comes up a moment after its module.
+# The drive is found by its serial number; the device of a virtio drive comes up a moment after its module. Under
+# Firecracker a drive has a number that nobody chose instead, and the root is the first one.
 tries=0 root=
 while [ -z "$root" ]; do
     for disk in /sys/block/vd*; do
-        [ "$(cat "$disk/serial" 2>/dev/null)" = rootfs ] && root=/dev/${disk##*/}
+        serial=$(cat "$disk/serial" 2>/dev/null)
+        case "${disk##*/} $serial" in
+        *" rootfs") root=/dev/${disk##*/} ;;
+        "vda "*[!0-9]* | "vda ") ;;
+        "vda "*) root=/dev/vda ;;
+        esac
     done
     [ "$tries" -ge 50 ] && [ -b /dev/vda ] && root=/dev/vda
     [ "$tries" -ge 500 ] && fail "there is no drive with the serial number rootfs"

@@ -12,6 +12,27 @@ from pathlib import Path
 from mvm.image.commands import run
 from mvm.model.errors import MvmError
 
+NEEDED = {
+    "BLK_DEV_INITRD": "the initial RAM disk",
+    "KVM_GUEST": "the clock",
+    "ACPI": "finding devices",
+    "PCI": "ACPI under Firecracker, though it has no PCI devices",
+    "VIRTIO_MMIO": "devices",
+    "VIRTIO_BLK": "drives",
+    "VIRTIO_NET": "the network",
+    "VIRTIO_CONSOLE": "the channel to the host under QEMU",
+    "VIRTIO_VSOCKETS": "the channel to the host under Firecracker",
+    "VIRTIO_BALLOON": "giving memory back",
+    "HW_RANDOM_VIRTIO": "randomness",
+    "DEVTMPFS": "/dev",
+    "EROFS_FS": "the root, configuration and secrets",
+    "OVERLAY_FS": "the root",
+    "EXT4_FS": "the data drive",
+    "ZRAM": "swap in memory",
+}
+"""Options of a kernel's configuration that guests need, built in or as modules, and what for. How devices are found
+decides: QEMU's microvm and Firecracker since 1.8 tell of them by ACPI, so no command line has to."""
+
 _SETUP_SECTORS = 0x1F1
 _PAYLOAD = 0x248
 """Offsets in the boot header of a bzImage (Linux, Documentation/arch/x86/boot.rst)."""
@@ -34,6 +55,10 @@ class Kernel:
     def modules(self) -> Path:
         return self.root / f"lib/modules/{self.release}"
 
+    @property
+    def configuration(self) -> Path:
+        return self.root / f"boot/config-{self.release}"
+
 
 def unpack(package: Path, directory: Path) -> Kernel:
     """Unpack a kernel's Debian package."""
@@ -42,6 +67,16 @@ def unpack(package: Path, directory: Path) -> Kernel:
     if len(images) != 1:
         raise MvmError(f"{package.name} holds {len(images)} kernels instead of one", hint="report this with its name")
     return Kernel(release=images[0].name.removeprefix("vmlinuz-"), root=directory)
+
+
+def require_options(configuration: str, *, of: str) -> None:
+    """Raise `MvmError` unless a kernel with that configuration can be a guest of every runtime."""
+    set_ones = set(re.findall(r"^CONFIG_(\w+)=[ym]$", configuration, re.MULTILINE))
+    missing = [f"CONFIG_{name} ({purpose})" for name, purpose in NEEDED.items() if name not in set_ones]
+    if missing:
+        raise MvmError(
+            f"the kernel {of} has no {', '.join(missing)}", hint="mvm needs Debian's cloud kernel, or one configured so"
+        )
 
 
 def extract(image: Path, target: Path) -> None:

@@ -174,7 +174,7 @@ class ProcessRuntime:
         finally:
             # The supervisor holds them now, or nobody needs them.
             self._release(machine)
-        return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+        return spawning.recorded(identity)
 
     async def pause(self, machine: Machine, process: ProcessIdentity) -> None:
         """Stop every process of the instance but its supervisor."""
@@ -202,7 +202,7 @@ class ProcessRuntime:
     async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
         """Have the supervisor end its services within the grace, then end whatever is left."""
         directories = Directories.of(machine)
-        identity = _identity(process)
+        identity = spawning.identity_of(process)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_seconds
         clean = False
@@ -225,23 +225,21 @@ class ProcessRuntime:
         return clean
 
     async def alive(self, process: ProcessIdentity) -> bool:
-        identity = _identity(process)
-        spawning.reap(identity)
-        return processes.alive(identity)
+        return spawning.alive(process)
 
     async def find(self, machine: Machine) -> ProcessIdentity | None:
         directories = Directories.of(machine)
         # The supervisor's own record tells of it even when the agent died right after starting it.
         for identity in (Record.process(directories.record), Record.supervisor(directories.supervisor_record)):
             if identity is not None and processes.alive(identity) and ending.is_supervisor(identity, directories.root):
-                return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+                return spawning.recorded(identity)
         return None
 
     async def retract(self, machine: Machine, process: ProcessIdentity) -> bool:
         return False
 
     async def wait(self, process: ProcessIdentity) -> None:
-        await spawning.wait_for_end(_identity(process))
+        await spawning.wait_for_end(spawning.identity_of(process))
 
     async def connect(self, machine: Machine, port: int) -> Connection:
         directories = Directories.of(machine)
@@ -375,10 +373,6 @@ def process_memory(mem_mib: int) -> int:
 
 def _cannot_clone(machine: Machine) -> MvmError:
     return MvmError(f"{machine.ref} cannot be cloned: processes have no memory that could be copied")
-
-
-def _identity(process: ProcessIdentity) -> Identity:
-    return Identity(process.pid, process.start_time)
 
 
 def _discord_beside(openclaw_dir: Path) -> str | None:

@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from mvm.model.errors import Unavailable
-from mvm.runtime.qemu import payload
+from mvm.runtime import payload
 from mvm.runtime.records import boot_id
 
 log = logging.getLogger(__name__)

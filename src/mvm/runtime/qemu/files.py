@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from mvm.model.errors import InvalidInput, MvmError
-from mvm.runtime.base import Machine
-
-MAX_SOCKET_BYTES = 107
-"""Longest path of a Unix socket: 108 bytes with the terminating NUL."""
+from mvm.runtime.machine_files import MachineFiles
+from mvm.runtime.short_paths import MAX_SOCKET_BYTES
 
 
-@dataclass(frozen=True)
-class Files:
-    """Paths of one instance; `run_dir` has no symbolic link in it."""
-
-    run_dir: Path
-    state_dir: Path
-    secrets: Path
-
-    @classmethod
-    def of(cls, machine: Machine) -> Files:
-        """The paths of a machine, as the kernel knows them."""
-        return cls(*(Path(os.path.realpath(p)) for p in (machine.run_dir, machine.state_dir, machine.secrets)))
+class Files(MachineFiles):
+    """Paths of one instance."""
 
     @property
     def monitor(self) -> Path:
@@ -47,11 +34,6 @@ class Files:
         return (self.monitor, self.mux, self.console)
 
     @property
-    def record(self) -> Path:
-        """What this runtime wrote about the process it started."""
-        return self.run_dir / "process.json"
-
-    @property
     def output(self) -> Path:
         """What QEMU itself prints."""
         return self.run_dir / "qemu.log"
@@ -62,28 +44,8 @@ class Files:
         return self.state_dir / "serial.log"
 
     @property
-    def data(self) -> Path:
-        """Image of the data drive."""
-        return self.state_dir / "data.img"
-
-    @property
     def config_image(self) -> Path:
         return self.run_dir / "config.erofs"
-
-    @property
-    def secrets_image(self) -> Path:
-        """Beside the secrets themselves: on memory-backed storage where those are."""
-        return self.secrets.with_name(f"{self.secrets.name}.erofs")
-
-    @property
-    def memory(self) -> Path:
-        """Directory of the guest's memory and of its snapshot."""
-        return self.state_dir / "memory"
-
-    @property
-    def ram(self) -> Path:
-        """The guest's memory, while it runs and while it sleeps."""
-        return self.memory / "ram"
 
     def check_lengths(self) -> None:
         """Raise `InvalidInput` when a socket of this instance would have too long a path."""
@@ -93,11 +55,6 @@ class Files:
                     f"the socket path {path} has {size} bytes; the kernel takes {MAX_SOCKET_BYTES}",
                     hint="set MVM_RUN_DIR to a directory with a shorter path, such as /run/user/1000/mvm",
                 )
-
-    def make_memory(self) -> None:
-        """Make the private directory of memory and snapshot. Idempotent."""
-        self.memory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.memory.chmod(0o700)
 
     def make_ram(self, *, mib: int, uid: int | None) -> int:
         """Make the guest's memory anew, empty; returns it opened."""

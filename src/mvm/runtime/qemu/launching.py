@@ -5,12 +5,10 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import resource
 import shutil
 import socket
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +29,6 @@ MARKER = "MVM_MACHINE"
 OVERHEAD_MIB = 192
 """Of QEMU itself; measured: 60 MiB beside guest memory and translated code."""
 MAX_OPEN_FILES = 256
-OOM_SCORE = 300
-"""Rather than the agent, which would lose sight of everybody, one instance ends when the host is out of memory."""
 KILL_SECONDS = 10.0
 
 
@@ -152,7 +148,7 @@ def launch(
         output=files.output,
         held=descriptors.all(),
     )
-    _limit(identity.pid)
+    spawning.limit(identity.pid, open_files=MAX_OPEN_FILES)
     Record(identity=identity).write(files.record)
     return identity
 
@@ -180,16 +176,6 @@ def _as_user(uid: int | None) -> list[str]:
     if path is None:
         raise Unavailable("setpriv is not installed", hint="install it (Debian: util-linux)")
     return [path, "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "--no-new-privs", "--inh-caps=-all", "--"]
-
-
-def _limit(pid: int) -> None:
-    if sys.platform != "linux":
-        return
-    with suppress(OSError, ValueError):
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
-    with suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
 
 
 def find(files: Files) -> Identity | None:

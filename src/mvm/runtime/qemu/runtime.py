@@ -17,14 +17,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from mvm.drives import images
-from mvm.drives.table import CONFIG, DATA, SECRETS, drives_of
 from mvm.guest import processes
 from mvm.guest.processes import Identity
 from mvm.model.addresses import loopback_address, networked_address
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import Conflict, MvmError, SnapshotRejected, Unavailable
 from mvm.model.ids import InstanceId
-from mvm.runtime import sparse, spawning, vsock_link
+from mvm.runtime import bases, saved, shutdown, sparse, spawning, vsock_link
+from mvm.runtime import makeup as parts
 from mvm.runtime.base import (
     Capabilities,
     ChannelKind,
@@ -35,13 +35,15 @@ from mvm.runtime.base import (
     Probe,
     Snapshot,
 )
-from mvm.runtime.qemu import accelerator, bases, launching, makeup, shutdown, snapshots
+from mvm.runtime.qemu import accelerator, launching, makeup, snapshots
+from mvm.runtime.qemu import bases as own_bases
 from mvm.runtime.qemu.accelerator import Found
 from mvm.runtime.qemu.attachment import Attachment
 from mvm.runtime.qemu.command import Hardware, Network
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.qemu.launching import Qemu
 from mvm.runtime.qemu.monitor import Monitor, MonitorClosed, open_monitor
+from mvm.runtime.qemu.snapshots import SNAPSHOTS
 from mvm.runtime.vsock_link import VsockHost
 
 log = logging.getLogger(__name__)
@@ -141,20 +143,12 @@ class QemuRuntime:
 
     async def layout(self, machine: Machine) -> GuestLayout:
         """Every guest has a machine of its own: the same paths and ports everywhere."""
-        return GuestLayout(
-            run="/run",
-            data=DATA.mount_point,
-            secrets=SECRETS.mount_point,
-            config=CONFIG.mount_point,
-            plugin_dir="/opt/mvm/openclaw-plugin",
-            discord_plugin_dir="/opt/openclaw/node_modules/@openclaw/discord" if machine.role.runs_openclaw else None,
-            host_address=USER_NETWORK_HOST if self._user_network else machine.gateway_ip,
-            relayed=self._user_network,
-        )
+        host = USER_NETWORK_HOST if self._user_network else machine.gateway_ip
+        return parts.guest_layout(machine, host_address=host, relayed=self._user_network)
 
     async def publish_drives(self, machine: Machine) -> None:
         """Write both images in place. A running guest sees them when it mounts them next."""
-        await asyncio.to_thread(_write_images, machine, Files.of(machine))
+        await asyncio.to_thread(parts.write_images, machine, Files.of(machine))
 
     # From nothing to running
 
@@ -166,15 +160,12 @@ class QemuRuntime:
         await asyncio.to_thread(self._prepare_boot, machine, files)
         async with AsyncExitStack() as stack:
             identity, _ = await self._launch(machine, files, made_of, stack, incoming=False)
-        return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+        return spawning.recorded(identity)
 
     def _prepare_boot(self, machine: Machine, files: Files) -> None:
         """A data drive of the size asked for, and no memory of earlier times."""
-        snapshots.discard(files)
-        if files.data.exists():
-            images.grow(files.data, mib=machine.data_mib)
-        else:
-            images.make_ext4(files.data, mib=machine.data_mib)
+        saved.discard(files)
+        parts.prepare_data(files.data, mib=machine.data_mib)
         os.close(files.make_ram(mib=machine.mem_mib, uid=machine.uid))
 
     async def restore(self, machine: Machine, snapshot: Snapshot | None) -> ProcessIdentity:
@@ -185,14 +176,14 @@ class QemuRuntime:
         await self._clear(machine, files)
         made_of = await self._made_of(machine)
         _, wanted = made_of
-        await asyncio.to_thread(snapshots.make_ready, files, snapshot, wanted, uid=machine.uid)
-        snapshots.consume(files)
+        await asyncio.to_thread(SNAPSHOTS.make_ready, files, snapshot, wanted, uid=machine.uid)
+        saved.consume(files)
         lasting = asyncio.create_task(asyncio.to_thread(sparse.sync_directory, files.memory))
         async with AsyncExitStack() as stack:
             try:
                 identity, monitor = await self._launch(machine, files, made_of, stack, incoming=True)
             except BaseException:
-                snapshots.give_back(files)
+                saved.give_back(files)
                 await asyncio.gather(lasting, return_exceptions=True)
                 raise
             try:
@@ -204,16 +195,16 @@ class QemuRuntime:
             except BaseException:
                 await asyncio.shield(self._end(machine, files))
                 raise
-        return ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+        return spawning.recorded(identity)
 
     async def _load(self, monitor: Monitor, files: Files) -> None:
-        descriptor = os.open(files.memory / snapshots.DEVICES, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(files.memory / saved.DEVICES, os.O_RDONLY | os.O_CLOEXEC)
         try:
             await monitor.load_devices(descriptor)
             await monitor.execute("cont")
         finally:
             os.close(descriptor)
-        snapshots.remove_used(files)
+        saved.remove_used(files)
 
     async def _launch(
         self,
@@ -237,8 +228,10 @@ class QemuRuntime:
             os.close(ram)
             raise
         try:
-            with launching.opened(hardware, files, makeup.drive_images(machine, files), ram, tap) as descriptors:
-                makeup.remember(files, made_by)  # first: an agent that is killed leaves no machine of unknown make
+            with launching.opened(hardware, files, parts.drive_images(machine, files), ram, tap) as descriptors:
+                parts.remember(
+                    files.memory, made_by
+                )  # first: an agent that is killed leaves no machine of unknown make
                 identity = launching.launch(qemu, machine, files, hardware, descriptors, incoming=incoming)
             self._attachment(machine).begin()
             bounding = asyncio.create_task(asyncio.to_thread(launching.bound, machine, files, identity))
@@ -268,18 +261,18 @@ class QemuRuntime:
         files = Files.of(machine)
         async with self._monitor(machine) as monitor:
             if await monitor.status() != "running":
-                await asyncio.to_thread(snapshots.discard_name, files)
+                await asyncio.to_thread(saved.discard_name, files)
                 await monitor.execute("cont")
 
     async def snapshot(self, machine: Machine, process: ProcessIdentity) -> Snapshot | None:
         """Write the devices beside the memory, flush both, and verify."""
         files = Files.of(machine)
-        made_by = makeup.remembered(files)
+        made_by = parts.remembered(files.memory, who=str(machine.ref))
         try:
             async with self._monitor(machine) as monitor:
                 await monitor.execute("stop")
                 await snapshots.write(files, monitor)
-            return await asyncio.to_thread(snapshots.finish, files, made_by)
+            return await asyncio.to_thread(SNAPSHOTS.finish, files, made_by)
         except OSError as error:
             raise MvmError(
                 f"the snapshot of {machine.ref} cannot be written: {error.strerror or error}",
@@ -289,17 +282,17 @@ class QemuRuntime:
     async def discard_snapshot(self, machine: Machine) -> None:
         files = Files.of(machine)
         if launching.find(files) is None:
-            await asyncio.to_thread(snapshots.discard, files)
+            await asyncio.to_thread(saved.discard, files)
         else:
-            await asyncio.to_thread(snapshots.discard_name, files)
+            await asyncio.to_thread(saved.discard_name, files)
 
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
-        return snapshots.load(Files.of(machine).memory)  # a small file: sooner read than given to a thread
+        return saved.load(Files.of(machine).memory)  # a small file: sooner read than given to a thread
 
     async def compress_snapshot(self, machine: Machine, abandon: Callable[[], bool]) -> int | None:
         files = Files.of(machine)
         self._refuse_running(machine, files)
-        return await asyncio.to_thread(snapshots.compress, files, abandon)
+        return await asyncio.to_thread(SNAPSHOTS.compress, files, abandon)
 
     async def base_key(self, machine: Machine) -> str | None:
         _, wanted = await self._made_of(machine)
@@ -307,48 +300,43 @@ class QemuRuntime:
 
     async def keep_as_base(self, machine: Machine, process: ProcessIdentity, directory: Path) -> None:
         files = Files.of(machine)
-        made_by = makeup.remembered(files)
+        made_by = parts.remembered(files.memory, who=str(machine.ref))
         async with self._monitor(machine) as monitor:
             await monitor.execute("stop")
-            await bases.keep(files, monitor, directory, made_by)
+            await own_bases.keep(files, monitor, directory, made_by)
 
     async def clone(self, machine: Machine, directory: Path) -> Snapshot:
         files = Files.of(machine)
         _, wanted = await self._made_of(machine)
-        return await asyncio.to_thread(bases.copy, directory, files, uid=machine.uid, wanted=wanted)
+        return await asyncio.to_thread(bases.copy, directory, files, SNAPSHOTS, uid=machine.uid, wanted=wanted)
 
     # To an end
 
     async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
         """Have the guest shut down; one that is asleep already, or does not do it, is ended."""
         files = Files.of(machine)
-        clean = False
-        try:
-            if grace_seconds > 0 and await self.alive(process) and await self._lets_shut_down(machine, files):
-                clean = await shutdown.ask(self, machine, process, grace_seconds=grace_seconds)
-        except MvmError as error:
-            log.warning("%s does not end by itself and is killed: %s", machine.ref, error.message)
+        clean = await shutdown.attempt(
+            self, machine, process, grace_seconds=grace_seconds, running=lambda: self._lets_shut_down(machine, files)
+        )
         await self._end(machine, files)
-        spawning.reap(_identity(process))
+        spawning.reap(spawning.identity_of(process))
         return clean
 
     async def _lets_shut_down(self, machine: Machine, files: Files) -> bool:
         """Let a paused guest run for its end. False for one that is asleep: running on would spoil its snapshot."""
         async with self._monitor(machine) as monitor:
             status = await monitor.status()
-            if status == "paused" and snapshots.load(files.memory) is None:
+            if status == "paused" and saved.load(files.memory) is None:
                 await monitor.execute("cont")
                 return True
             return status == "running"
 
     async def alive(self, process: ProcessIdentity) -> bool:
-        identity = _identity(process)
-        spawning.reap(identity)
-        return processes.alive(identity)
+        return spawning.alive(process)
 
     async def find(self, machine: Machine) -> ProcessIdentity | None:
         identity = launching.find(Files.of(machine))
-        return None if identity is None else ProcessIdentity(pid=identity.pid, start_time=identity.start_time)
+        return None if identity is None else spawning.recorded(identity)
 
     async def retract(self, machine: Machine, process: ProcessIdentity) -> bool:
         """A machine that was to go on from its memory and was not told to yet: its snapshot is not used."""
@@ -361,11 +349,11 @@ class QemuRuntime:
             log.debug("%s: %s", machine.ref, error.message)
             return False
         await self._end(machine, files)
-        snapshots.give_back(files)
+        saved.give_back(files)
         return True
 
     async def wait(self, process: ProcessIdentity) -> None:
-        await spawning.wait_for_end(_identity(process))
+        await spawning.wait_for_end(spawning.identity_of(process))
 
     async def destroy(self, machine: Machine) -> None:
         files = Files.of(machine)
@@ -443,14 +431,3 @@ class QemuRuntime:
             open_monitor(Files.of(machine).monitor, who=str(machine.ref)) as monitor,
         ):
             yield monitor
-
-
-def _write_images(machine: Machine, files: Files) -> None:
-    if CONFIG in drives_of(machine.role):
-        images.write_erofs(machine.config, files.config_image, smallest=images.CONFIG_IMAGE_BYTES)
-    if SECRETS in drives_of(machine.role):
-        images.write_erofs(machine.secrets, files.secrets_image, smallest=images.SECRETS_IMAGE_BYTES)
-
-
-def _identity(process: ProcessIdentity) -> Identity:
-    return Identity(process.pid, process.start_time)

@@ -40,9 +40,10 @@ EXIT_PORT = 0xF4
 EXIT_STATUS = 0x10 << 1 | 1
 """QEMU ends with `value << 1 | 1` of what was written to the exit port."""
 
-_ADDRESS = 0x100000
-_MEMORY = 0x4100
-_TEXT = bytes.fromhex(
+ADDRESS = 0x100000
+"""Where the guest begins."""
+MEMORY = 0x4100
+TEXT = bytes.fromhex(
     "b80030100083c803a300201000b80020100083c803a300101000c7050030"
     "1000830000000f20e00d200600000f22e0b8001010000f22d8b9800000c0"
     "0f320d000100000f300f20c083e0fb0d010000800f22c00f0115d8001000"
@@ -57,14 +58,14 @@ _PVH_ENTRY = 18
 
 def elf() -> bytes:
     """The guest as an ELF image that QEMU boots by its PVH note."""
-    note = struct.pack("<III4sQ", 4, 8, _PVH_ENTRY, b"Xen\0", _ADDRESS)
+    note = struct.pack("<III4sQ", 4, 8, _PVH_ENTRY, b"Xen\0", ADDRESS)
     headers = 64 + 2 * 56
-    text_at, note_at = headers, headers + len(_TEXT)
+    text_at, note_at = headers, headers + len(TEXT)
     header = struct.pack(
         "<16sHHIQQQIHHHHHH",
         b"\x7fELF\x02\x01\x01",
-        *(2, 62, 1, _ADDRESS, 64, 0, 0, 64, 56, 2, 0, 0, 0),
+        *(2, 62, 1, ADDRESS, 64, 0, 0, 64, 56, 2, 0, 0, 0),
     )
-    load = struct.pack("<IIQQQQQQ", 1, 7, text_at, _ADDRESS, _ADDRESS, len(_TEXT), _MEMORY, 16)
+    load = struct.pack("<IIQQQQQQ", 1, 7, text_at, ADDRESS, ADDRESS, len(TEXT), MEMORY, 16)
     notes = struct.pack("<IIQQQQQQ", 4, 4, note_at, 0, 0, len(note), len(note), 4)
-    return header + load + notes + _TEXT + note
+    return header + load + notes + TEXT + note

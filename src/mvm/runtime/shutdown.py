@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from mvm.guest import processes
-from mvm.guest.processes import Identity
 from mvm.model.entities import ProcessIdentity
-from mvm.model.errors import TimedOut, Unavailable
+from mvm.model.errors import MvmError, TimedOut, Unavailable
+from mvm.runtime import spawning
 from mvm.runtime.base import Connection, Machine
+
+log = logging.getLogger(__name__)
 
 SUPERVISOR_PORT = 51
 """Guest port of the supervisor's control socket: one JSON line asks, one answers (`mvm.guest.supervisor_socket`)."""
@@ -24,12 +28,32 @@ class Connects(Protocol):
     async def connect(self, machine: Machine, port: int) -> Connection: ...
 
 
+async def attempt(
+    runtime: Connects,
+    machine: Machine,
+    process: ProcessIdentity,
+    *,
+    grace_seconds: float,
+    running: Callable[[], Awaitable[bool]],
+) -> bool:
+    """`ask`, where there is time for it and the guest is `running`, or was made to for its end. True when it ended.
+
+    What goes wrong is logged: whoever is not ended by this is ended all the same.
+    """
+    try:
+        if grace_seconds > 0 and spawning.alive(process) and await running():
+            return await ask(runtime, machine, process, grace_seconds=grace_seconds)
+    except MvmError as error:
+        log.warning("%s does not end by itself and is killed: %s", machine.ref, error.message)
+    return False
+
+
 async def ask(runtime: Connects, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
     """Ask the supervisor and wait for the machine's end. True when it ended and no service had to be killed.
 
     Raises `Unavailable` when nobody answers, `TimedOut` when the time is over.
     """
-    identity = Identity(process.pid, process.start_time)
+    identity = spawning.identity_of(process)
     try:
         async with asyncio.timeout(grace_seconds + POWER_OFF_SECONDS):
             killed = await _request(runtime, machine, grace_seconds)
