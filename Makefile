@@ -6,7 +6,7 @@ RUNTIME ?=
 export MVM_PROGRAMS_DIR ?= $(CURDIR)/.mvm/programs
 export MVM_IMAGE_CACHE ?= $(CURDIR)/.mvm/image-cache
 
-.PHONY: help setup setup-vm quickstart test test-full test-vm lint format bench lock render-nix clean
+.PHONY: help setup setup-vm quickstart test test-full test-vm lint format bench reference lock render-nix clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -e 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ format: setup  ## put the code into shape
 
 bench: setup  ## print the README's numbers
 	@for script in bench/*.py; do echo "== $$script"; .venv/bin/python "$$script" $(ARGS) || exit 1; done
+
+reference: setup  ## make the schemas of manifests and the references anew after a change of models or commands
+	@.venv/bin/python scripts/reference.py
 
 lock: setup  ## make the lock files anew (ARGS=--upgrade lets newer versions in)
 	@.venv/bin/python scripts/lock.py $(ARGS)

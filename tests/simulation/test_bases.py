@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from tests.simulation.world import ALICE, GATEWAYS, WORKERS, World
 from tests.standins.instant_runtime import Guest
 from tests.standins.waiting import until
 
-from mvm.host.bases import NOBODY
+from mvm.guest.identity import NOBODYS_NETWORK
+from mvm.host.bases import NOBODY, NOBODYS_POOL, PLACEHOLDER, RETRY_SECONDS
 from mvm.model.entities import Instance
 from mvm.model.errors import Conflict, MvmError, Unavailable
 from mvm.model.ids import InstanceId
@@ -68,6 +71,28 @@ async def test_the_base_takes_a_turn_before_it_is_drained_and_kept(world: World)
     assert base.requests.index("Exec") < base.requests.index("SleepPrep")
 
 
+async def test_nothing_of_a_person_a_tenant_or_a_key_is_on_the_drives_of_a_base(world: World) -> None:
+    found: dict[str, str] = {}
+
+    def look(step: str) -> None:
+        if step == "before start" and not found:
+            drives = (world.directory / "secrets", world.directory / "run/b")
+            files = (path for drive in drives for path in drive.rglob("*") if path.is_file())
+            found.update({str(path): path.read_text() for path in files})
+
+    world.runtime.on_step = look
+    ref = await world.worker()
+    by_name = {Path(path).name: text for path, text in found.items()}
+    assert by_name["ANTHROPIC_API_KEY"] == PLACEHOLDER
+    config = json.loads(by_name["config.json"])
+    assert (config["tenant_id"], config["pool_id"]) == (NOBODY, NOBODYS_POOL)
+    assert IPv4Address(config["guest_ip"]) in NOBODYS_NETWORK
+    assert config["instance_id"] not in world.catalog.instances
+    tenant = world.catalog.tenant(ALICE)
+    for named in (ALICE, WORKERS, ref.instance_id, tenant.network.ipv4_subnet.rpartition(".")[0]):
+        assert not [path for path, text in found.items() if named in text], named
+
+
 async def test_workers_that_start_together_share_one_base(world: World) -> None:
     await asyncio.gather(world.worker(), world.worker(), world.worker())
     assert made_by_booting(world) == 1
@@ -104,7 +129,10 @@ async def test_a_worker_boots_when_there_can_be_no_base(world: World, step: str)
     assert left_of_bases(world) == []
     before = made_by_booting(world)
     await world.worker()
-    assert made_by_booting(world) == before + 1  # the base is not tried again by this agent
+    assert made_by_booting(world) == before + 1  # the base is not tried again so soon
+    world.time.pass_seconds(RETRY_SECONDS)
+    await world.worker()
+    assert world.runtime.restores == 1
 
 
 async def test_a_worker_boots_when_the_first_turn_of_the_base_fails(world: World) -> None:
@@ -162,6 +190,32 @@ async def test_an_agent_killed_while_it_makes_a_base_leaves_nothing_of_it(world:
     assert left_of_bases(world) == []
 
 
+async def test_what_a_killed_removal_left_of_bases_is_removed_by_the_next_agent(world: World) -> None:
+    await world.worker()
+    (made,) = [path for path in world.bases.directory.iterdir() if path.name != ".work"]
+    half_removed = world.bases.directory / ".work/0123/base"
+    half_removed.mkdir(parents=True)
+    (half_removed / "memory").write_text("of a base whose making was just being cleared away")
+    doomed = world.bases.directory / ".removed-abc/4567"
+    doomed.mkdir(parents=True)
+    (doomed / "memory").write_text("of a base that nobody used")
+    await world.restart_agent()
+    assert left_of_bases(world) == []
+    assert [path for path in world.bases.directory.iterdir() if path.name != ".work"] == [made]
+
+
+async def test_a_base_is_garbage_when_no_copy_of_it_was_made_for_a_month(world: World) -> None:
+    day = 24 * 3600.0
+    await world.worker()
+    (made,) = [path for path in world.bases.directory.iterdir() if path.name != ".work"]
+    world.time.pass_seconds(20 * day)
+    await world.worker()
+    world.time.pass_seconds(20 * day)
+    assert world.bases.unused([]) == [], "it was needed since"
+    world.time.pass_seconds(20 * day)
+    assert world.bases.unused([]) == [made]
+
+
 async def test_nobody_is_among_the_tenants(world: World) -> None:
     await world.worker()
     assert NOBODY not in world.catalog.tenants
@@ -181,7 +235,7 @@ async def test_who_is_no_longer_wanted_does_not_wait_for_a_base_that_is_being_ma
     world.runtime.guest = guest  # type: ignore[method-assign]
     ref = (await world.lifecycle.create_instance(ALICE, WORKERS, actor="test")).ref
     starting = asyncio.create_task(world.lifecycle.start(ref, actor="test"))
-    await until(lambda: bool(world.runtime.processes), what="the base's machine")
+    await until(lambda: bool(world.runtime.processes), what="the base's machine", seconds=60)
     if command == "destroy":
         await world.lifecycle.destroy(ref, actor="test")
     else:
@@ -212,7 +266,7 @@ async def test_who_is_no_longer_wanted_does_not_wait_for_another_one_that_boots(
     world.runtime.guest = guest  # type: ignore[method-assign]
     first, second = [(await world.lifecycle.create_instance(ALICE, WORKERS, actor="test")).ref for _ in range(2)]
     starting = [asyncio.create_task(world.lifecycle.start(ref, actor="test")) for ref in (first, second)]
-    await until(lambda: world.has_process(first), what="the first one's machine")
+    await until(lambda: world.has_process(first), what="the first one's machine", seconds=60)
     await world.lifecycle.destroy(second, actor="test")
     with pytest.raises(Conflict, match="was given up"):
         await starting[1]

@@ -87,6 +87,34 @@ async def test_who_policy_put_to_sleep_stays_asleep_for_an_hour_of_passes(world:
     assert (await world.wakes.wake(ref, actor="message")).state is State.RUNNING
 
 
+async def test_a_manifest_that_is_edited_all_the_time_wakes_nobody(world: World) -> None:
+    reconciler = engine(world)
+    await apply(reconciler)
+    ref = worker_of(world)
+    await rest(world, ref)
+    names = ("alice", "bob", "carol")
+    edits = [
+        ask(quotas=Quotas(max_running=7)),
+        ask(GATEWAY_POOL, WORKER_POOL.model_copy(update={"egress": "none", "allow_exec": False})),
+        ask(GATEWAY_POOL, WORKER_POOL.model_copy(update={"runtime_policy": QUICK, "pinned": True})),
+        ask(users=names[:2]),
+        ask(users=names),
+        ask(GATEWAY_POOL, WORKER_POOL.model_copy(update={"mem_mib": 2048}), users=names),
+        ask(GATEWAY_POOL, WORKER_POOL.model_copy(update={"desired": DesiredCounts()}), users=names),
+    ]
+    for wanted in edits:
+        assert (await apply(reconciler, wanted))["changed"] is True
+        # A new size reaches those who are up one after the other; after that, and after anything else, all is done.
+        for _ in range(len(names)):
+            again = await apply(reconciler, wanted)
+        assert again["changed"] is False
+        world.time.pass_seconds(INTERVAL_SECONDS)
+        await world.policy.tick_and_wait()
+        assert (world.state(ref), world.guest(ref).wakes) == (State.SLEEPING, 0)
+    assert (await world.wakes.wake(ref, actor="message")).state is State.RUNNING
+    assert world.runtime.processes[ref.instance_id].machine.mem_mib == WORKER_POOL.mem_mib
+
+
 async def test_a_gateway_that_dies_comes_back_whoever_notices_first(world: World) -> None:
     reconciler = engine(world)
     await apply(reconciler)

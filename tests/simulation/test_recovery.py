@@ -15,6 +15,7 @@ import pytest
 from tests.simulation.world import GATEWAYS, World
 
 from mvm.host.reports import Activity
+from mvm.model.errors import Unavailable
 from mvm.model.ids import InstanceRef
 from mvm.model.states import State
 from mvm.runtime.base import Connection, Machine, Probe
@@ -122,6 +123,11 @@ def _check_consistent(world: World, ref: InstanceRef, where: str) -> None:
     assert instance.state.has_process == world.has_process(ref), f"{where}: {instance.state}"
     if instance.state is State.SLEEPING and world.runtime.capabilities.memory_snapshot:
         assert ref.instance_id in world.runtime.snapshots, f"{where}: asleep without a snapshot"
+    if instance.state in (State.READY, State.STOPPED):
+        kept = ref.instance_id in world.runtime.memory - world.runtime.snapshots.keys()
+        assert not kept, f"{where}: memory that nothing will go on from is kept"
+    if instance.state is State.STOPPED:
+        assert ref.instance_id not in world.runtime.snapshots, f"{where}: stopped with a snapshot"
     if instance.state.has_process:
         process = world.runtime.processes[ref.instance_id]
         assert process.identity == instance.process, where
@@ -154,23 +160,43 @@ async def test_killed_anywhere_in_the_first_start_of_a_copy_nothing_is_left_and_
     pytest.fail(f"it never ended: {switch.steps}")
 
 
-async def test_a_wake_that_had_not_touched_the_memory_is_taken_back(tmp_path: Path) -> None:
-    world = await World(tmp_path).open()
-    await world.tenant()
-    ref = await world.worker(state=State.SLEEPING)
+async def killed_at(world: World, step: str, operation: Awaitable[object]) -> None:
+    """The agent is killed at that step of the operation."""
 
-    def die(step: str) -> None:
-        if step == "before load":
+    def die(at: str) -> None:
+        if at == step:
             raise Killed
 
     world.runtime.on_step = die
     with pytest.raises(Killed):
-        await world.lifecycle.wake(ref, actor="test")
-    world.runtime.on_step = lambda step: None
+        await operation
+    world.runtime.on_step = lambda at: None
+
+
+async def test_a_wake_that_had_not_touched_the_memory_is_taken_back(tmp_path: Path) -> None:
+    world = await World(tmp_path).open()
+    await world.tenant()
+    ref = await world.worker(state=State.SLEEPING)
+    await killed_at(world, "before load", world.lifecycle.wake(ref, actor="test"))
     await world.restart_agent()
     assert world.state(ref) is State.SLEEPING
     await world.wakes.wake(ref, actor="writer")
     assert world.runtime.starts == 1, "it went on from its memory"
+
+
+async def test_a_machine_that_was_paused_and_cannot_go_on_is_ended_and_boots_again(tmp_path: Path) -> None:
+    world = await World(tmp_path).open()
+    await world.tenant()
+    ref = await world.worker()
+    await killed_at(world, "after snapshot", world.lifecycle.sleep(ref, actor="test"))
+    world.runtime.fail["resume"] = Unavailable("its monitor is silent")
+    await world.restart_agent()
+    _check_consistent(world, ref, "it could not go on")
+    assert world.state(ref) is State.STOPPED
+    assert world.catalog.instance(ref).last_error == "its monitor is silent"
+    await world.wakes.wake(ref, actor="writer")
+    assert world.state(ref) is State.RUNNING
+    await world.close()
 
 
 async def test_how_slow_a_runtime_is_here_is_known_before_its_guests_are_waited_for(tmp_path: Path) -> None:
@@ -202,6 +228,7 @@ async def test_what_a_machine_that_died_left_is_cleared_away(tmp_path: Path) -> 
     world.runtime.on_step = cleared.append
     await world.lifecycle.process_ended(ref, actor="policy")
     assert cleared == ["before stop", "after stop"]
+    assert ref.instance_id not in world.runtime.memory
 
 
 async def test_after_a_reboot_sleepers_sleep_gateways_come_back_and_the_rest_is_stopped(tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ class InstantRuntime:
         self.snapshots: dict[InstanceId, Snapshot] = {}
         self.listeners: dict[InstanceId, Handler] = {}
         self.compressed: set[InstanceId] = set()
+        self.memory: set[InstanceId] = set()
+        """Whose memory is on the disk: of everybody who ran or is a copy, until it is discarded."""
         self.starts = 0
         self.restores = 0
         self.most_at_once = 0
@@ -125,6 +127,7 @@ class InstantRuntime:
             await self.gate.wait()
         assert instance not in self.processes, f"{instance} would run twice"
         identity = ProcessIdentity(pid=next(self._pids), start_time=1)
+        self.memory.add(instance)
         self.processes[instance] = _Process(identity, machine)
         self.most_at_once = max(self.most_at_once, len(self.processes))
         return identity
@@ -179,6 +182,8 @@ class InstantRuntime:
 
     async def discard_snapshot(self, machine: Machine) -> None:
         self.snapshots.pop(machine.ref.instance_id, None)
+        if machine.ref.instance_id not in self.processes:
+            self.memory.discard(machine.ref.instance_id)
 
     async def compress_snapshot(self, machine: Machine, abandon: Callable[[], bool]) -> int | None:
         assert machine.ref.instance_id not in self.processes, "compressed while it runs"
@@ -209,6 +214,7 @@ class InstantRuntime:
         assert machine.ref.instance_id not in self.processes
         assert machine.ref.instance_id not in self.snapshots, "it is a copy already"
         self.on_step("before clone")
+        self.memory.add(machine.ref.instance_id)
         snapshot = Snapshot(directory=machine.state_dir, metadata={"of": (directory / "memory").read_text()})
         self.snapshots[machine.ref.instance_id] = snapshot
         self.on_step("after clone")
@@ -335,6 +341,7 @@ class InstantRuntime:
     async def destroy(self, machine: Machine) -> None:
         assert machine.ref.instance_id not in self.processes, "destroyed while it runs"
         self.snapshots.pop(machine.ref.instance_id, None)
+        self.memory.discard(machine.ref.instance_id)
         self.guests.pop(machine.ref.instance_id, None)
 
 

@@ -10,7 +10,7 @@ import pytest_asyncio
 from tests.e2e.operator import operator
 from tests.vm.images import cache
 from tests.vm.machines import FIRST_START_SECONDS, PATIENCE, TENANT, Machines, overrides
-from tests.vm.memory import memory, never_restarted, openclaw_of
+from tests.vm.memory import had_enough, memory, restarts
 from tests.vm.mixed import mixed_openclaw
 
 from mvm.host.locations import locate
@@ -37,7 +37,7 @@ async def crowd(private_network: None, tmp_path: Path) -> AsyncIterator[Machines
 
 async def test_a_gateway_of_1024_mib_survives_200_messages_of_20_users(crowd: Machines) -> None:
     gateway, telegram = await crowd.gateway(), crowd.operator.telegram
-    before = await openclaw_of(crowd, gateway)
+    before = await restarts(crowd, gateway)
     print(f"\nbefore: {await memory(crowd, gateway)}")
     for number in range(MESSAGES_EACH):
         sent = {sender: await telegram.say(sender, f"message {number} of {sender}") for sender in USERS.values()}
@@ -45,7 +45,7 @@ async def test_a_gateway_of_1024_mib_survives_200_messages_of_20_users(crowd: Ma
             answers = await telegram.wait_for_answers(sender, 1, after=message.number, timeout=4 * PATIENCE)
             assert [answer.text for answer in answers] == [f"You said: message {number} of {sender}"]
         print(f"{20 * (number + 1)} messages: {await memory(crowd, gateway)}")
-    await never_restarted(crowd, gateway, before)
+    await had_enough(crowd, gateway, before=before)
     for sender in USERS.values():
         said = [entry.text for entry in telegram.transcript.answers(sender, after=0)]
         assert sorted(said) == sorted(f"You said: message {number} of {sender}" for number in range(MESSAGES_EACH))

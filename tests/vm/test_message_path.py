@@ -92,5 +92,17 @@ async def test_what_is_set_while_it_runs_is_there_at_once(machines: Machines) ->
 
 
 async def test_guests_see_nobody_whom_they_may_not_see(machines: Machines) -> None:
-    report = json.loads(await machines.operator.mvm("net", "verify", "--json"))
-    assert report
+    operator = machines.operator
+    report = json.loads(await operator.mvm("net", "verify", "--json"))
+    assert report["passed"]
+    running = {operator.address(i) for i in await operator.instances(TENANT) if i["state"] == "running"}
+    gateway, worker = (operator.address(i) for i in (await machines.gateway(), await machines.worker()))
+    assert {gateway, worker} <= running
+    tried = {(check["from"], check["what"].partition(" (")[0]): check["found"] for check in report["checks"]}
+    assert {who for who, _ in tried} == running | {"host"}, "every machine that runs was asked"
+    assert tried[gateway, f"delivery to {worker}"] != "closed"
+    assert tried[gateway, f"any other port of {worker}"] == "closed"
+    assert tried[worker, f"report to {gateway}"] != "closed"
+    assert tried[worker, f"any other port of {gateway}"] == "closed"
+    for who in (gateway, worker):
+        assert tried[who, "metadata of a cloud"] == "closed"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from tests.vm.machines import ALICE, Machines, openclaw_machines
-from tests.vm.memory import memory, never_restarted, openclaw_of
+from tests.vm.memory import had_enough, memory, restarts
 from tests.vm.path import the_whole_path
 
 pytestmark = [
@@ -33,11 +33,11 @@ async def test_it_is_woken_from_memory_by_a_message(machines: Machines) -> None:
 
 async def test_a_worker_of_2048_mib_survives_a_long_conversation(machines: Machines) -> None:
     worker = await machines.worker()
-    before = await openclaw_of(machines, worker)
+    before = await restarts(machines, worker)
     print(f"\nbefore: {await memory(machines, worker)}")
     for number in range(MESSAGES):
         words = f"message {number}: " + "all work and no play " * 50
         assert await machines.say(ALICE, words) == [f"You said: {words}".strip()]
         if number % 20 == 19:
             print(f"{number + 1} messages: {await memory(machines, worker)}")
-    await never_restarted(machines, worker, before)
+    await had_enough(machines, worker, before=before)

@@ -60,7 +60,7 @@ def reconcile(
     """Make this host what a desired state says; only what its prune flags allow is destroyed."""
     from mvm.cli.reports import raise_first_error, report_text
 
-    params = {"desired": _read_json(desired), "dry_run": dry_run}
+    params = {"desired": read_json(desired), "dry_run": dry_run}
     answer = session.call("Reconcile", params)
     emit(answer, lambda: report_text(answer, name="this host"), output, as_json)
     raise_first_error(answer)
@@ -82,7 +82,7 @@ def _desired_text(state: session.Json) -> str:
     return columns(("pool", "role", "running", "warm", "sleeping"), rows, empty="nothing: `mvm deploy FILE`")
 
 
-def _read_json(path: Path) -> object:
+def read_json(path: Path) -> object:
     """The document in a JSON file; raises `InvalidInput` with its line."""
     import json
 

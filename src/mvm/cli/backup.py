@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -124,9 +125,12 @@ async def _import(file: Path, passphrase: str, params: dict[str, Any]) -> dict[s
 
 def _look_at(file: Path) -> None:
     """Find out what can be found out without the passphrase, before anything is sent."""
+    from mvm.model.errors import InvalidInput
     from mvm.security.sealed_files import read_header
 
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise InvalidInput(f"{file} is not a regular file", hint="write the backup to a file and name that")
         with file.open("rb") as source:
             read_header(source)
     except OSError as error:

@@ -33,6 +33,8 @@ class Verdict(StrEnum):
     """How a check came out."""
 
     OK = "ok"
+    NOTE = "note"
+    """It works, and there is something to know."""
     WARNING = "warning"
     PROBLEM = "problem"
 
@@ -190,10 +192,15 @@ def control_groups(root: Path = Path("/sys/fs/cgroup")) -> Finding:
     )
 
 
+def agent_socket(locations: Locations) -> Path:
+    """Where the agent that commands would use listens."""
+    system = not locations.chosen and SYSTEM_SOCKET.exists()
+    return SYSTEM_SOCKET if system else locations.socket
+
+
 async def agent(locations: Locations) -> Finding:
     matters = "it is the only process that changes anything; the first command starts one when none runs"
-    system = not locations.chosen and SYSTEM_SOCKET.exists()
-    path = SYSTEM_SOCKET if system else locations.socket
+    path = agent_socket(locations)
     try:
         await AgentClient(path).call("NodeInfo", timeout=5)
     except Unavailable as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,10 +18,18 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command("doctor")
-def doctor(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
+def doctor(
+    fix: Annotated[
+        bool,
+        typer.Option("--fix", help="Have the agent clear away what belongs to no instance; drives are put aside."),
+    ] = False,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
     """Check this machine, and say what to do about what is missing. Status 1 when something keeps mvm from working."""
     from mvm.cli import checks
     from mvm.cli.firecracker_checks import firecracker_checks
+    from mvm.cli.host_checks import host_checks
     from mvm.cli.image_checks import image_checks
     from mvm.cli.machine_checks import machine_checks
     from mvm.cli.network_checks import network_checks
@@ -29,11 +37,13 @@ def doctor(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
     locations = session.locations()
     findings = [
         *checks.local_checks(locations),
+        *host_checks(locations),
         *session.run(machine_checks(locations)),
         *session.run(firecracker_checks(locations)),
         *image_checks(locations),
         *session.run(network_checks()),
         session.run(checks.agent(locations)),
+        session.run(_orphans(locations, fix=fix)),
     ]
     healthy = all(finding.verdict is not checks.Verdict.PROBLEM for finding in findings)
     document = {
@@ -47,6 +57,16 @@ def doctor(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
     emit(document, lambda: _report(findings, locations), output, as_json)
     if not healthy:
         raise typer.Exit(ExitStatus.FAILED)
+
+
+async def _orphans(locations: Locations, *, fix: bool) -> Finding:
+    """What belongs to nobody. Only to clear it away an agent is started."""
+    from mvm.cli import checks
+    from mvm.cli.orphan_checks import orphans
+    from mvm.host.client import AgentClient
+
+    client = await session.agent() if fix else AgentClient(checks.agent_socket(locations))
+    return await orphans(client, fix=fix)
 
 
 def _report(findings: list[Finding], locations: Locations) -> str:

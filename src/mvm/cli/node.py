@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from mvm.cli import session
+from mvm.cli import options, session
 from mvm.cli.output import AsJson, Format, Output, columns, emit, facts, sections
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="This host.")
@@ -24,6 +24,24 @@ def stats(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
     """Show what runs on this host and what it uses."""
     answer = session.call("NodeStats")
     emit(answer, lambda: described(answer), output, as_json)
+
+
+@app.command("gc")
+def collect_garbage(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    force: options.Force = False,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what nobody uses: images, their bases, and data drives that `mvm doctor --fix` has put aside."""
+    from mvm.cli.pool import garbage_table
+
+    answer = session.call("NodeGc", {"dry_run": True})
+    if not dry_run:
+        if drives := answer["drives"]:
+            options.confirm(f"destroy {len(drives)} data drives of instances that nobody knows", force=force)
+        answer = session.call("NodeGc", {"dry_run": False, "drives": bool(drives)})
+    emit(answer, lambda: garbage_table(answer), output, as_json)
 
 
 def described(answer: dict[str, Any]) -> str:

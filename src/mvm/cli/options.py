@@ -37,6 +37,17 @@ def instance(text: str) -> InstanceRef:
     return Address.parse(text).instance
 
 
+def numbers(written: list[str] | None, *, what: str, example: str) -> dict[str, int]:
+    """What was given as NAME=NUMBER, however often; raises `InvalidInput`."""
+    found = {}
+    for item in written or []:
+        name, equals, number = item.partition("=")
+        if not equals or not (number.isascii() and number.isdigit()):
+            raise InvalidInput(f"{what} {item[:80]!r} is not valid", hint=f"write NAME=NUMBER, such as {example}")
+        found[name] = int(number)
+    return found
+
+
 def confirm(what: str, *, force: bool) -> None:
     """Ask before something is destroyed. Without a terminal it must be forced."""
     if force:

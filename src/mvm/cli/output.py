@@ -34,6 +34,7 @@ _COLOURS = {
     "ok": "32",
     "warm": "33",
     "warning": "33",
+    "note": "36",
     "sleeping": "34",
     "stopped": "2",
     "failed": "31",

@@ -83,6 +83,60 @@ def scale(
     emit(answer, lambda: f"pool {pool} scaled", output, as_json)
 
 
+@app.command("update")
+def update(
+    pool: options.Pool,
+    vcpus: Annotated[int | None, typer.Option(help="Virtual CPUs of each instance.")] = None,
+    mem_mib: Annotated[int | None, typer.Option(help="Memory of each instance in MiB.")] = None,
+    data_disk_mib: Annotated[int | None, typer.Option(help="Data disk of each instance in MiB.")] = None,
+    flake: Annotated[str | None, typer.Option(help="Flake that its image is built from.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Profile of the image.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SECONDS", help="Of its runtime policy, such as warm_after_idle_seconds=120."),
+    ] = None,
+    egress: Annotated[
+        list[str] | None, typer.Option(metavar="RULE", help="internet, none, CIDR[:ports] or host:PORT; repeatable.")
+    ] = None,
+    pinned: Annotated[bool | None, typer.Option(help="Policy puts none of it to rest.")] = None,
+    critical: Annotated[bool | None, typer.Option(help="Reconcile does not touch it.")] = None,
+    peer_traffic: Annotated[bool | None, typer.Option(help="Its instances reach each other.")] = None,
+    allow_exec: Annotated[bool | None, typer.Option(help="`mvm instance exec` is allowed.")] = None,
+    snapshot_compression: Annotated[str | None, typer.Option(help="none or zstd.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would be done.")] = False,
+    output: Output = Format.TABLE,
+    as_json: AsJson = False,
+) -> None:
+    """Change settings of a pool; what is not given stays. A new size or image reaches one idle instance after another.
+
+    How many instances it has is changed by `mvm pool scale`; its role never changes.
+    """
+    from mvm.cli.reports import raise_first_error, report_text
+    from mvm.model.errors import InvalidInput
+
+    tenant_id, pool_id = options.pool(pool)
+    settings = session.given(
+        vcpus=vcpus,
+        mem_mib=mem_mib,
+        data_disk_mib=data_disk_mib,
+        flake=flake,
+        profile=profile,
+        runtime_policy=options.numbers(policy, what="policy", example="warm_after_idle_seconds=120") or None,
+        egress=egress[0] if egress in (["internet"], ["none"]) else egress,
+        pinned=pinned,
+        critical=critical,
+        peer_traffic=peer_traffic,
+        allow_exec=allow_exec,
+        snapshot_compression=snapshot_compression,
+    )
+    if not settings:
+        raise InvalidInput("no change is given", hint="`mvm pool update --help` shows what can be changed")
+    params = {"tenant_id": tenant_id, "pool_id": pool_id, "settings": settings, "dry_run": dry_run}
+    answer = session.call("PoolUpdate", params)
+    emit(answer, lambda: report_text(answer, name=pool), output, as_json)
+    raise_first_error(answer)
+
+
 @app.command("destroy")
 def destroy(
     pool: options.Pool, force: options.Force = False, output: Output = Format.TABLE, as_json: AsJson = False
@@ -128,7 +182,7 @@ def collect_garbage(
 ) -> None:
     """Remove images that no pool has or can go back to and no instance runs or sleeps on."""
     answer = session.call("PoolGc", {"dry_run": dry_run})
-    emit(answer, lambda: _describe_garbage(answer), output, as_json)
+    emit(answer, lambda: garbage_table(answer), output, as_json)
 
 
 def pools_table(pools: list[dict[str, Any]], *, empty: str = "") -> str:
@@ -162,8 +216,9 @@ def _describe(answer: dict[str, Any]) -> str:
                 ("size", f"{pool['vcpus']} vCPUs, {mib(pool['mem_mib'])}, data {mib(pool['data_disk_mib'])}"),
                 ("desired", f"{desired['running']} running, {desired['warm']} warm, {desired['sleeping']} sleeping"),
                 ("warm after", f"{policy['warm_after_idle_seconds']} s idle"),
-                ("sleep after", f"{policy['sleep_after_idle_seconds']} s warm"),
+                ("sleep after", f"{policy['sleep_after_idle_seconds']} s idle"),
                 ("egress", pool["egress"]),
+                ("peer traffic", pool["peer_traffic"] or None),
                 ("pinned", pool["pinned"] or None),
                 ("critical", pool["critical"] or None),
                 ("image", pool["revision"][:12] or None),
@@ -194,9 +249,10 @@ def _describe_build(answer: dict[str, Any]) -> str:
     )
 
 
-def _describe_garbage(answer: dict[str, Any]) -> str:
+def garbage_table(answer: dict[str, Any]) -> str:
+    """What nobody uses, with its size."""
     rows = [(revision["revision"][:12], size(revision["bytes"])) for revision in answer["revisions"]]
-    rows += [(other["path"], size(other["bytes"])) for other in answer["others"]]
+    rows += [(other["path"], size(other["bytes"])) for other in (*answer["others"], *answer.get("drives", ()))]
     if not rows:
         return "nothing to remove"
     done = "freed" if answer["removed"] else "would be freed"

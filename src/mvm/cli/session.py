@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +38,8 @@ async def agent() -> AgentClient:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine to its end; one failure inside a group of tasks counts as itself."""
+    import asyncio
+
     from mvm.model.errors import MvmError
 
     try:

@@ -170,15 +170,7 @@ def secrets_list(tenant: options.Tenant, output: Output = Format.TABLE, as_json:
 
 def _quotas(written: list[str] | None) -> dict[str, int]:
     """Quotas given as NAME=LIMIT; raises `InvalidInput`."""
-    from mvm.model.errors import InvalidInput
-
-    found = {}
-    for item in written or []:
-        name, equals, limit = item.partition("=")
-        if not equals or not limit.isdigit():
-            raise InvalidInput(f"quota {item[:80]!r} is not valid", hint="write NAME=LIMIT, such as max_running=4")
-        found[name] = int(limit)
-    return found
+    return options.numbers(written, what="quota", example="max_running=4")
 
 
 def _table(tenants: list[dict[str, Any]]) -> str:

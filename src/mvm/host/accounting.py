@@ -13,14 +13,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, timedelta
 
 import structlog
+from pydantic import AwareDatetime
 
 from mvm.host.catalog import Catalog
 from mvm.host.clock import Clock
+from mvm.host.documents import parsed_or
 from mvm.host.events import EventLog
 from mvm.host.quotas import machine_size
+from mvm.model.base import Frozen
 from mvm.model.entities import Instance, TransitionKind
 from mvm.model.errors import MvmError
 from mvm.model.ids import InstanceId, PoolId, TenantId, UserId
@@ -55,6 +58,13 @@ class UsageRow:
         """Orders rows; the next page begins after one."""
         who = f"{_POOL}{self.pool_id}" if self.user_id is None else self.user_id
         return f"{self.tenant_id}/{who}"
+
+
+class _Cursor(Frozen):
+    """Up to where everything was counted when it was written last."""
+
+    counted_to: AwareDatetime
+    event: int
 
 
 @dataclass(frozen=True)
@@ -98,11 +108,11 @@ class Accounting:
         """Take up what happened since the last writing, and count from now on."""
         document = await self._store.get(CURSOR)
         now = self._clock.now()
-        if document is not None and isinstance(document.value, dict):
-            since = datetime.fromisoformat(str(document.value["counted_to"]))
-            self._counted_event = min(int(str(document.value["event"])), self._events.last_number)
+        cursor = parsed_or(_Cursor, document, _Cursor(counted_to=now, event=self._events.last_number))
+        if document is not None:
+            self._counted_event = min(cursor.event, self._events.last_number)
             for instance in self._catalog.instances.values():
-                for day, usage in unseen(instance, self._mem_mib(instance), since=since, now=now):
+                for day, usage in unseen(instance, self._mem_mib(instance), since=cursor.counted_to, now=now):
                     self._count((instance.tenant_id, day, _who(instance)), usage)
         for instance in self._catalog.instances.values():
             self._follow(instance)
@@ -134,14 +144,14 @@ class Accounting:
             tenant, day, who = document.key.removeprefix(PREFIX).split("/")
             if date.fromisoformat(day) >= since:
                 key = TenantId(tenant), who
-                total[key] = total.get(key, Usage()) + Usage.model_validate(document.value)
+                total[key] = total.get(key, Usage()) + parsed_or(Usage, document, Usage())
         return [_row(tenant, who, usage) for (tenant, who), usage in sorted(total.items(), key=lambda item: item[0])]
 
     async def running_today(self, tenant_id: TenantId, user_id: UserId) -> float:
         """Seconds that a user's worker has run today (UTC), up to now."""
         await self.flush()
         document = await self._store.get(f"{PREFIX}{tenant_id}/{self._today().isoformat()}/{user_id}")
-        return 0.0 if document is None else Usage.model_validate(document.value).running_seconds
+        return parsed_or(Usage, document, Usage()).running_seconds
 
     def _instance_changed(self, before: Instance | None, after: Instance | None) -> None:
         instance = after or before
@@ -201,7 +211,7 @@ class Accounting:
         for (tenant, day, who), usage in batch.items():
             key = f"{PREFIX}{tenant}/{day.isoformat()}/{who}"
             document = await self._store.get(key)
-            before = Usage() if document is None else Usage.model_validate(document.value)
+            before = parsed_or(Usage, document, Usage())
             writes.append(Write(key, (before + usage).model_dump(mode="json")))
         await self._store.put_many(writes, durable=False)
 

@@ -44,10 +44,11 @@ async def pool_rollback(host: Host, params: OfPool, call: Call) -> Json:
 
 async def pool_gc(host: Host, params: PoolGc, call: Call) -> Json:
     garbage = await (host.images.garbage() if params.dry_run else host.images.collect())
-    return {"removed": not params.dry_run, "bytes": garbage.size, **_listed(garbage)}
+    return {"removed": not params.dry_run, "bytes": garbage.size, **listed(garbage)}
 
 
-def _listed(garbage: Garbage) -> Json:
+def listed(garbage: Garbage) -> Json:
+    """What nobody uses, as JSON."""
     return {
         "revisions": [
             {

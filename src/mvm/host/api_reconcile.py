@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from mvm.host.api import Call, Json, Params, Request
-from mvm.host.api_tenants import Nothing, OfTenant, dumped
+from mvm.host.api_tenants import Nothing, OfPool, OfTenant, dumped
 from mvm.host.host_networks import host_networks
+from mvm.host.reconcile import Ask
 from mvm.model import addresses
 from mvm.model.deployment import Deployment
-from mvm.model.desired import DesiredState, validate_desired
+from mvm.model.desired import DesiredPool, DesiredState, validate_desired
 from mvm.model.errors import InvalidInput
+from mvm.model.manifest_tables import PoolSettings
 
 if TYPE_CHECKING:
     from mvm.host.app import Host
@@ -29,6 +31,11 @@ class ApplyDeployment(Params):
     dry_run: bool = False
     prune: bool = False
     whole: bool = True
+
+
+class PoolUpdate(OfPool):
+    settings: PoolSettings
+    dry_run: bool = False
 
 
 class Reconcile(Params):
@@ -52,6 +59,23 @@ async def apply_deployment(host: Host, params: ApplyDeployment, call: Call) -> J
 async def deployment_ready(host: Host, params: OfTenant, call: Call) -> Json:
     instances = await host.deployments.wait_until_ready(params.tenant_id, progress=call.progress)
     return {"tenant_id": params.tenant_id, "instances": dumped(instances)}
+
+
+async def pool_update(host: Host, params: PoolUpdate, call: Call) -> Json:
+    """Change settings of a pool; what is not named stays. Its instances follow as after a change of a manifest."""
+    pool = host.catalog.pool(params.tenant_id, params.pool_id)
+    spec = params.settings.applied_to(pool.spec)
+    if (problem := spec.role.size_problem(spec.mem_mib)) is not None:
+        raise InvalidInput(f"pool '{pool.tenant_id}/{pool.pool_id}': {problem[0]}", hint=problem[1])
+    state = await host.reconciler.desired(LOCAL)
+    tenant = next(tenant for tenant in state.tenants if tenant.tenant_id == pool.tenant_id)
+    others = [other for other in tenant.pools if other.pool_id != pool.pool_id]
+    wanted = tenant.model_copy(update={"pools": (*others, DesiredPool.from_spec(spec))})
+    report = await host.reconciler.apply(
+        Ask(tenant=wanted), actor=call.actor, progress=call.progress, dry_run=params.dry_run
+    )
+    now = host.catalog.pool(params.tenant_id, params.pool_id)
+    return {"pool": now.model_dump(mode="json"), **report.to_json()}
 
 
 async def reconcile(host: Host, params: Reconcile, call: Call) -> Json:
@@ -99,6 +123,7 @@ async def desired(host: Host, params: Nothing, call: Call) -> Json:
 REQUESTS: dict[str, Request[Host]] = {
     "ApplyDeployment": Request(ApplyDeployment, apply_deployment),
     "DeploymentReady": Request(OfTenant, deployment_ready, only_waits=True),
+    "PoolUpdate": Request(PoolUpdate, pool_update),
     "Reconcile": Request(Reconcile, reconcile),
     "DesiredState": Request(Nothing, desired),
 }

@@ -14,6 +14,7 @@ from mvm.host import (
     api_people,
     api_reconcile,
     api_tenants,
+    api_upkeep,
 )
 from mvm.host.api import Request
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 REQUESTS: dict[str, Request[Host]] = {
     **api_node.REQUESTS,
     **api_tenants.REQUESTS,
+    **api_upkeep.REQUESTS,
     **api_images.REQUESTS,
     **api_instances.REQUESTS,
     **api_network.REQUESTS,

@@ -34,6 +34,7 @@ from mvm.host.locations import Locations
 from mvm.host.machines import InstanceDirectories
 from mvm.host.networks import Networks
 from mvm.host.observation import Observer
+from mvm.host.orphans import Orphans
 from mvm.host.pairing import Pairing
 from mvm.host.policy_loop import PolicyLoop
 from mvm.host.pools import Pools
@@ -104,6 +105,7 @@ class Host:
     bases: Bases
     images: Images
     networks: Networks
+    orphans: Orphans
     shutdown: asyncio.Event
     serving: asyncio.Event
     """Set while requests are taken."""
@@ -396,6 +398,7 @@ async def open_host(
             bases=bases,
             images=images,
             networks=networks,
+            orphans=Orphans(catalog=catalog, lifecycle=lifecycle, directories=directories, devices=networks),
             shutdown=asyncio.Event(),
             serving=asyncio.Event(),
         )

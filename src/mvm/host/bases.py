@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -28,10 +27,11 @@ from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
 from mvm.host.configuration import Picture, render_drives
 from mvm.host.guests import Guests
-from mvm.host.machines import InstanceDirectories
+from mvm.host.machines import InstanceDirectories, base_id
 from mvm.host.records import describe
 from mvm.host.reports import Reports
 from mvm.host.slots import Slots
+from mvm.image import trees
 from mvm.model.addresses import FIRST_UID
 from mvm.model.entities import Instance, InstanceNetwork, OpenClawSettings, Pool, ProcessIdentity, Tenant, TenantNetwork
 from mvm.model.errors import MvmError, Unavailable
@@ -46,6 +46,7 @@ from mvm.wire.tagged import Answer
 log = structlog.get_logger(__name__)
 
 NOBODY = TenantId("base")
+NOBODYS_POOL = PoolId("base")
 PLACEHOLDER = "placeholder-of-a-base"
 CANNED_PROVIDER = "http://127.0.0.1:18799"
 """Where `guest.pyz warm-up` answers as a model provider would."""
@@ -54,8 +55,12 @@ WARM_UP_SECONDS = 900
 AGENT_LIMIT_SECONDS = 120.0
 SERVICE_LIMIT_SECONDS = 300.0
 DRAIN_SECONDS = 60
+RETRY_SECONDS = 1800.0
+"""How long after a failure nobody waits for another attempt; whoever starts meanwhile boots."""
 NO_NETWORK = InstanceNetwork(guest_ip="192.0.2.3", gateway_ip="192.0.2.1", mac="02:fc:00:00:00:03")
 """Addresses from the range that is never routed (RFC 5737); there is nobody at the other end either."""
+STALE_SECONDS = 30 * 24 * 3600.0
+"""A base that nobody asked for in this time is of an earlier kernel, runtime or size; making one costs minutes."""
 _WORK = ".work"
 _ABOUT = "about.json"
 
@@ -82,8 +87,8 @@ class Bases:
         self._clock = clock
         self._environment = environment
         self._locks: dict[str, asyncio.Lock] = {}
-        self._failed: dict[str, str] = {}
-        """Bases that could not be made, with the reason: tried again only by another agent."""
+        self._failed: dict[str, float] = {}
+        """Bases that could not be made, with the time by the monotonic clock: not tried again for a while."""
 
     @property
     def directory(self) -> Path:
@@ -102,32 +107,45 @@ class Bases:
             return None
         base = self.directory / key
         async with self._locks.setdefault(key, asyncio.Lock()):
-            if key not in self._failed and not base.is_dir():
+            if not base.is_dir() and self._may_try(key):
                 try:
                     await self._make(key, base, pool, machine, runtime)
                 except (MvmError, OSError) as error:
-                    self._failed[key] = describe(error)
+                    self._failed[key] = self._clock.monotonic()
                     self._chronicle.event(instance, "BaseFailed", actor="bases", detail=describe(error))
         if not base.is_dir():
             return None
         try:
-            return await runtime.clone(machine, base)
+            snapshot = await runtime.clone(machine, base)
+            now = self._clock.now().timestamp()
+            os.utime(base, (now, now))  # needed now
+            return snapshot
         except (MvmError, OSError) as error:
             self._chronicle.event(instance, "CloneFailed", actor="bases", detail=describe(error))
             return None
 
+    def _may_try(self, key: str) -> bool:
+        failed = self._failed.get(key)
+        return failed is None or self._clock.monotonic() - failed >= RETRY_SECONDS
+
     async def clear_unfinished(self, runtime: Runtime) -> None:
-        """After a start of the agent: end and remove what is left of a base that was being made."""
+        """After a start of the agent: end and remove what is left of bases that were being made, or removed."""
         if not runtime.capabilities.clone:
             return
-        for left in sorted((self.directory / _WORK).glob("*/state")):
-            log.info("removing an unfinished base", key=left.parent.name)
-            await self._remove(self._nobody(left.parent.name, _bare(left)), runtime)
+        for left in sorted((self.directory / _WORK).glob("*")):
+            log.info("removing an unfinished base", key=left.name)
+            await self._remove(self._nobody(left.name, _bare(left / "state")), runtime)
+        await asyncio.to_thread(trees.clear_removed, self.directory)
 
     def unused(self, images: Collection[str]) -> list[Path]:
-        """Bases of images that are none of `images`: nobody will ask for them again."""
+        """Bases of images that are none of `images`, and those that nobody asked for in a long while."""
         about = ((path.parent, json.loads(path.read_text())) for path in self.directory.glob(f"*/{_ABOUT}"))
-        return sorted(base for base, told in about if told["image"] is not None and told["image"] not in images)
+        oldest = self._clock.now().timestamp() - STALE_SECONDS
+        return sorted(
+            base
+            for base, told in about
+            if (told["image"] is not None and told["image"] not in images) or base.stat().st_mtime < oldest
+        )
 
     async def _make(self, key: str, base: Path, pool: Pool, like: Machine, runtime: Runtime) -> None:
         tell = progress.current()
@@ -177,11 +195,17 @@ class Bases:
                 ),
                 # What another pool of the same size would have as well, and the one right that the warm-up needs.
                 pool=pool.model_copy(
-                    update={"tenant_id": NOBODY, "allow_exec": True, "integrations": (), "routing_table": None}
+                    update={
+                        "tenant_id": NOBODY,
+                        "pool_id": NOBODYS_POOL,
+                        "allow_exec": True,
+                        "integrations": (),
+                        "routing_table": None,
+                    }
                 ),
                 instance=Instance(
                     tenant_id=NOBODY,
-                    pool_id=pool.pool_id,
+                    pool_id=NOBODYS_POOL,
                     instance_id=machine.ref.instance_id,
                     role=machine.role,
                     network=NO_NETWORK,
@@ -220,12 +244,12 @@ class Bases:
 
     def _nobody(self, key: str, like: Machine) -> Machine:
         """The placeholder machine, of the same size as `like`."""
-        name = InstanceId(f"i-{hashlib.sha256(key.encode()).hexdigest()[:8]}")
+        name = base_id(key)
         run = self._directories.run_dir / "b" / name
         state = self.directory / _WORK / key / "state"
         return replace(
             like,
-            ref=InstanceRef(NOBODY, PoolId("base"), name),
+            ref=InstanceRef(NOBODY, NOBODYS_POOL, name),
             guest_ip=NO_NETWORK.guest_ip,
             gateway_ip=NO_NETWORK.gateway_ip,
             mac=NO_NETWORK.mac,
@@ -275,7 +299,7 @@ def _write_lasting(path: Path, text: str) -> None:
 def _bare(state: Path) -> Machine:
     """What is enough of a machine to find and remove it."""
     return Machine(
-        ref=InstanceRef(NOBODY, PoolId("base"), InstanceId("i-00000000")),
+        ref=InstanceRef(NOBODY, NOBODYS_POOL, InstanceId("i-00000000")),
         role=Role.CAPABILITY_OPENCLAW,
         vcpus=1,
         mem_mib=64,

@@ -267,6 +267,8 @@ class BringUp:
                 update={"state": state, "transition": None, "process": None, "last_error": describe(error)}
             )
         )
+        if not kept:
+            await runtime.discard_snapshot(machine)
         self._chronicle.event(latest, "StartFailed", actor=actor, detail=describe(error))
 
     async def resume(self, instance: Instance, stages: Stages, *, actor: str) -> Instance:

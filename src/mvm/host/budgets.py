@@ -84,8 +84,16 @@ class Budgets:
         document = await self._store.get(_key(user))
         now = self._clock.now()
         kept = document.value if document is not None and isinstance(document.value, list) else []
-        times = [min(datetime.fromisoformat(str(at)).astimezone(UTC), now) for at in kept]
+        times = [min(at, now) for at in map(_moment, kept) if at is not None]
         return [at for at in times if now - at < _HOUR]
+
+
+def _moment(value: object) -> datetime | None:
+    """A time as it was written; None for what is none."""
+    try:
+        return datetime.fromisoformat(str(value)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _times(count: int) -> str:

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import structlog
 from pydantic import BaseModel, ValidationError
 
+from mvm.host.documents import damaged
 from mvm.model.entities import Instance, Pool, Tenant, User
-from mvm.model.errors import MvmError, NotFound
+from mvm.model.errors import NotFound
 from mvm.model.ids import Address, InstanceId, InstanceRef, PoolId, TenantId, UserId
 from mvm.store.base import Document, Store, Write
 
@@ -104,10 +105,7 @@ class Catalog:
             try:
                 entities.append(_parse(kind, document))
             except ValidationError as error:
-                raise MvmError(
-                    f"document {document.key!r} in the state database is damaged: {error.errors()[0]['msg']}",
-                    hint="restore the state directory from a backup, or report this with the document's text",
-                ) from error
+                raise damaged(document, kind, error) from error
             self._revisions[document.key] = document.revision
         return entities
 

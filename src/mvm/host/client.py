@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mvm.model.errors import InvalidInput, MvmError, Refused, TimedOut, Unavailable, error_for_code
-from mvm.wire.frames import API_FRAME_LIMIT, FrameError, FrameFault, read_frame, write_frame
+from mvm.wire.frames import API_FRAME_LIMIT, FrameError, FrameFault, encode, read_frame, write_frame
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for the agent to accept a connection and take the request."""
@@ -95,9 +95,17 @@ class AgentClient:
 
     async def _frames(self, name: str, params: Mapping[str, Any] | None) -> AsyncGenerator[tuple[str, Any]]:
         """Send a request and yield (kind, body) of every frame that comes back; raises on an `Error` frame."""
+        request = {name: dict(params or {})}
+        try:
+            encode(request, API_FRAME_LIMIT)
+        except FrameError as error:
+            raise InvalidInput(
+                f"what was given for {name} cannot be sent to the agent: {error}",
+                hint="look at the arguments and files: is one too large, not text, or a number out of all bounds?",
+            ) from error
         reader, writer = await self._connect()
         try:
-            await write_frame(writer, {name: dict(params or {})}, limit=API_FRAME_LIMIT, timeout=self._connect_timeout)
+            await write_frame(writer, request, limit=API_FRAME_LIMIT, timeout=self._connect_timeout)
             while True:
                 frame = await read_frame(reader, limit=API_FRAME_LIMIT, timeout=SILENCE_LIMIT)
                 kind, body = _single_key(frame)
@@ -132,6 +140,11 @@ class AgentClient:
             raise TimedOut(
                 f"the agent at '{self.socket}' did not accept a connection within {self._connect_timeout:g} s",
                 hint="see the agent's log; it may be overloaded",
+            ) from None
+        except OSError as error:
+            raise Unavailable(
+                f"no agent can be reached at '{self.socket}': {error.strerror or error}",
+                hint="is the run directory the right one? `mvm doctor` shows where it comes from",
             ) from None
 
     async def answers(self) -> bool:

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import structlog
@@ -165,13 +165,17 @@ async def _recover(host: Host, holding: asyncio.Event) -> None:
             await host.bases.clear_unfinished(host.runtimes.named(name))
         except Exception:
             log.exception("an unfinished base could not be removed")
-    try:
-        await host.recovery.run(holding=holding)
-        await host.users.resume_removals()
-        await host.pools.resume_removals()
-        await host.tenants.resume_removals()
-        await host.refreshes.tell_all(actor="recovery")
-    except Exception:
-        log.exception("recovery failed")
-    finally:
-        holding.set()
+    steps: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+        ("instances", lambda: host.recovery.run(holding=holding)),
+        ("removals of users", host.users.resume_removals),
+        ("removals of pools", host.pools.resume_removals),
+        ("removals of tenants", host.tenants.resume_removals),
+        ("changes that were cut short", lambda: host.refreshes.tell_all(actor="recovery")),
+    ]
+    for what, step in steps:
+        try:
+            await step()
+        except Exception:  # what goes wrong with one of them keeps none of the others from being put right
+            log.exception("recovery failed", step=what)
+        finally:
+            holding.set()

@@ -12,6 +12,7 @@ import hashlib
 import json
 
 from mvm.host.catalog import Catalog
+from mvm.host.documents import parsed_or
 from mvm.host.reconcile_actions import Wanted
 from mvm.model.base import Frozen
 from mvm.model.desired import DesiredNetwork, DesiredPool, DesiredState, DesiredTenant, desired_of
@@ -41,20 +42,25 @@ class DesiredStore:
     async def state(self, node_id: str) -> DesiredState:
         """Everything that this host should run, as a desired state that prunes nothing."""
         tenants = {tenant_id: self._recorded(tenant_id) for tenant_id in sorted(self._catalog.tenants)}
-        for document in await self._store.list(PREFIX):
-            tenants[TenantId(document.key.removeprefix(PREFIX))] = _parsed(document.value).tenant
+        for tenant_id, kept in (await self._kept()).items():
+            tenants[tenant_id] = kept.tenant
         return desired_of(tenants, node_id=node_id)
 
     async def pending(self) -> list[tuple[DesiredTenant, str | None]]:
         """Tenants that are still to be recorded, each with its template; what somebody overtook is dropped."""
         found = []
-        for document in await self._store.list(PREFIX):
-            tenant_id, kept = TenantId(document.key.removeprefix(PREFIX)), _parsed(document.value)
+        for tenant_id, kept in (await self._kept()).items():
             if kept.based_on == self._digest(tenant_id):
                 found.append((kept.tenant, kept.template))
             else:
-                await self._store.delete(document.key)
+                await self._store.delete(PREFIX + tenant_id)
         return found
+
+    async def _kept(self) -> dict[TenantId, _Pending]:
+        """What is kept, by tenant. One that cannot be read keeps nobody else waiting: the records count then."""
+        documents = await self._store.list(PREFIX)
+        read = {TenantId(d.key.removeprefix(PREFIX)): parsed_or(_Pending, d, None) for d in documents}
+        return {tenant_id: kept for tenant_id, kept in read.items() if kept is not None}
 
     async def keep(self, tenant: DesiredTenant, *, template: str | None) -> None:
         """Remember a tenant that could not be recorded as a whole."""
@@ -87,10 +93,6 @@ class DesiredStore:
         recorded = self._recorded(tenant_id).model_dump(mode="json")
         recorded["users"] = [user["user_id"] for user in recorded["users"]]
         return hashlib.sha256(json.dumps(recorded, sort_keys=True).encode()).hexdigest()
-
-
-def _parsed(value: object) -> _Pending:
-    return _Pending.model_validate(value, strict=False)
 
 
 def wanted_of(tenant: DesiredTenant, *, template: str | None = None) -> Wanted:

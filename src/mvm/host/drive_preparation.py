@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter
 from mvm.drives.content import CONFIG_FILE_MODE, SECRET_FILE_MODE, write_tree
 from mvm.host.catalog import Catalog
 from mvm.host.configuration import DriveContents, Picture, render_drives
+from mvm.host.documents import parsed_or
 from mvm.host.gateways import Gateways
 from mvm.host.secrets import Cipher, SecretStore
 from mvm.model.base import Frozen
@@ -134,9 +135,7 @@ class DrivePreparer:
     async def _last(self, instance: Instance) -> _Prepared:
         if instance.instance_id not in self._prepared:
             document = await self._store.get(_key(instance.instance_id))
-            self._prepared[instance.instance_id] = (
-                _Prepared() if document is None else _Prepared.model_validate(document.value)
-            )
+            self._prepared[instance.instance_id] = parsed_or(_Prepared, document, _Prepared())
         return self._prepared[instance.instance_id]
 
 

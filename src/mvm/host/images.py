@@ -36,7 +36,7 @@ class Derived(Protocol):
     """What was made from images and is of use with them only: bases (`mvm.host.bases`)."""
 
     def unused(self, images: Collection[str]) -> list[Path]:
-        """Directories that belong to none of these images."""
+        """Directories that belong to none of these images, or were not needed for long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Garbage:
 
     revisions: tuple[Revision, ...]
     others: dict[Path, int]
-    """Bases of images that nobody uses, and what builders kept and did not need for a while, with their bytes."""
+    """Bases of images that nobody uses, and bases and what builders kept that were not needed for a while: bytes."""
 
     @property
     def size(self) -> int:

@@ -196,6 +196,7 @@ class Lifecycle:
             # A warm machine that cannot be resumed is of no use; its data boots cold.
             await self.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
             await self._records.settle(instance, State.STOPPED, error=error)
+            await self._runtimes.of(instance).discard_snapshot(self._bring_up.machine(instance))
             self._chronicle.event(instance, "StartFailed", actor=actor, detail=describe(error))
             raise
 
@@ -393,6 +394,8 @@ class Lifecycle:
             await self.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
             error = MvmError("its process ended unexpectedly" + (" in the middle of work" if was_busy else ""))
             instance = await self._records.settle(instance, State.STOPPED, error=error)
+            # It boots anew: what it held in memory would only lie about.
+            await self._runtimes.of(instance).discard_snapshot(self._bring_up.machine(instance))
         self._chronicle.event(instance, "InstanceDied", actor=actor, detail=error.message)
         return instance
 

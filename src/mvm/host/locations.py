@@ -119,7 +119,7 @@ def parse_config(path: Path, text: str) -> ConfigFile:
             values[key] = value
         elif key not in _SWITCHES and isinstance(value, str):
             _check(key, value, where)
-            values[key] = str(path.parent / Path(value).expanduser()) if key in _PATHS else value
+            values[key] = str(path.parent / _home(value, where)) if key in _PATHS else value
         else:
             form = "true or false" if key in _SWITCHES else _FORMS.get(key, "text in quotes")
             raise InvalidInput(f"{where}: {key} is {value!r}", hint=f"write {key} as {form}")
@@ -161,7 +161,7 @@ def resolve(
 
     def pick_path(name: str, default: Path) -> Path:
         value = str(pick(name, str(default)))
-        return Path(os.path.normpath(cwd / Path(value).expanduser()))
+        return Path(os.path.normpath(cwd / _home(value, origins[name])))
 
     default_state = _default_state_dir(environ, uid)
     state_dir = pick_path("state_dir", default_state)
@@ -205,7 +205,7 @@ def locate(
     uid: int | None = None,
 ) -> Locations:
     """Settings of this process: reads `./mvm.toml`, `/etc/mvm/mvm.toml` and the mount table. Creates nothing."""
-    cwd = Path.cwd() if cwd is None else cwd
+    cwd = _current_directory() if cwd is None else cwd
     uid = os.geteuid() if uid is None else uid
     candidates = (cwd / "mvm.toml", SYSTEM_CONFIG)
     return resolve(
@@ -217,6 +217,15 @@ def locate(
         checkout=own_checkout(),
         memory_mounts=memory_mounts(),
     )
+
+
+def _current_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise InvalidInput(
+            f"the current directory cannot be found: {error.strerror}", hint="it was removed: change to another one"
+        ) from None
 
 
 def own_checkout() -> Path | None:
@@ -238,6 +247,13 @@ def memory_mounts(table: Path = Path("/proc/self/mounts")) -> tuple[Path, ...]:
         if kind in ("tmpfs", "ramfs") and "rw" in options.split(",") and os.access(path, os.W_OK | os.X_OK):
             found.append(path)
     return tuple(found)
+
+
+def _home(written: str, where: str) -> str:
+    """A path as it was written, `~` replaced; raises `InvalidInput` for what is none."""
+    if not written.strip() or "\0" in written:
+        raise InvalidInput(f"{where}: a directory is given that is no path", hint="write the path of a directory")
+    return os.path.expanduser(written)
 
 
 def _names() -> str:
@@ -277,7 +293,9 @@ def _truth(value: str, variable: str) -> bool:
 def _default_state_dir(environ: Mapping[str, str], uid: int) -> Path:
     if uid == 0:
         return SYSTEM_STATE_DIR
-    data_home = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local/share")
+    data_home = environ.get("XDG_DATA_HOME") or str(
+        Path(os.path.expanduser(environ.get("HOME") or "~")) / ".local/share"
+    )
     return Path(data_home) / "mvm"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,3 +94,8 @@ class InstanceDirectories:
         self.remove_secrets(ref)
         for directory in (self.run(ref.instance_id), self.state(ref.instance_id)):
             shutil.rmtree(directory, ignore_errors=False) if directory.exists() else None
+
+
+def base_id(key: str) -> InstanceId:
+    """The id of the machine of nobody's that a base with this key is made from."""
+    return InstanceId(f"i-{hashlib.sha256(key.encode()).hexdigest()[:8]}")

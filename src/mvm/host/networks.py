@@ -163,6 +163,31 @@ class Networks:
             ),
         ]
 
+    async def strays(self) -> tuple[str, ...]:
+        """Devices of tenants that nobody uses and no instance here needs; none that another agent may want."""
+        async with self._lock:
+            held = self._claim.held
+            try:
+                self._claim.take()
+            except Conflict:
+                return ()
+            try:
+                if self._reason is not None or await owner_of_rules() not in (None, self._owner):
+                    return ()
+                unused = await asyncio.to_thread(devices.devices_without_users)
+            finally:
+                if not held:
+                    self._claim.release()
+        # A TAP is of a process that holds it; a bridge stays while there are instances, running or asleep.
+        needed = {bridge.name for bridge in self._draw().bridges}
+        starting = {i.network.tap for i in self._catalog.instances.values() if i.transition is not None}
+        return tuple(name for name in unused if name not in needed | starting)
+
+    async def remove_strays(self, names: tuple[str, ...]) -> None:
+        """Remove such devices."""
+        async with self._lock:
+            await asyncio.to_thread(devices.remove_devices, names)
+
     def _draw(self) -> Picture:
         return draw(
             self._catalog.tenants,

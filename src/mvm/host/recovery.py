@@ -6,7 +6,7 @@
 | running or warm, its process is gone | stopped, with the reason; always-on ones are started again by policy |
 | start or wake interrupted, its process was not told to run yet | taken back: it sleeps as before |
 | start, wake or resume interrupted | finished when the process and its agent answer, else undone |
-| draining for warm, or sleep interrupted, process lives | undone: when in doubt, stay awake |
+| draining for warm, or sleep interrupted, process lives | undone: when in doubt, stay awake; ended if it cannot be |
 | sleep interrupted, process gone | asleep when what a wake needs is complete, else stopped (cold boot from its data) |
 | stop or destroy interrupted | finished |
 
@@ -117,6 +117,7 @@ class Recovery:
                 await self._lifecycle.remove(instance)
             case TransitionKind.STOP:
                 await self._lifecycle.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
+                await self._runtimes.of(instance).discard_snapshot(self._bring_up.machine(instance))
                 await self._records.settle(instance, State.STOPPED, held=instance.held)
             case _ if process is None:
                 await self._without_process(instance)
@@ -146,7 +147,7 @@ class Recovery:
         await self._lifecycle.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
         if not instance.state.has_process:
             # A start or wake that had not got as far as a process: as if it had never begun.
-            await self._records.settle(instance, await self._resting_state(instance), error=None)
+            await self._settle_at_rest(instance, await self._resting_state(instance), error=None)
         elif kind is TransitionKind.SLEEP and (
             not runtime.capabilities.memory_snapshot
             or await runtime.saved_snapshot(self._bring_up.machine(instance)) is not None
@@ -154,7 +155,7 @@ class Recovery:
             await self._records.settle(instance, State.SLEEPING, by_policy=instance.rested_by_policy)
         else:
             error = MvmError("its process was gone when the agent started")
-            await self._records.settle(instance, State.STOPPED, error=error)
+            await self._settle_at_rest(instance, State.STOPPED, error=error)
             self._chronicle.event(instance, "InstanceDied", actor=ACTOR, detail=error.message)
 
     async def _resting_state(self, instance: Instance) -> State:
@@ -164,6 +165,13 @@ class Recovery:
             return instance.state
         saved = await runtime.saved_snapshot(self._bring_up.machine(instance))
         return State.SLEEPING if saved is not None else State.STOPPED
+
+    async def _settle_at_rest(self, instance: Instance, state: State, *, error: MvmError | None) -> None:
+        """Record where it rests, without the memory that nothing will go on from."""
+        await self._records.settle(instance, state, error=error)
+        runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
+        if state is State.STOPPED or await runtime.saved_snapshot(machine) is None:
+            await runtime.discard_snapshot(machine)
 
     async def _adopt(self, instance: Instance) -> None:
         """Its process lives: listen and watch first, so that a guest agent that is slow to answer loses nothing."""
@@ -190,14 +198,21 @@ class Recovery:
         except MvmError as error:
             await self._lifecycle.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
             state = State.STOPPED if instance.state.has_process else await self._resting_state(instance)
-            await self._records.settle(instance, state, error=error)
+            await self._settle_at_rest(instance, state, error=error)
 
     async def _undo_rest(self, instance: Instance) -> None:
         runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
         await self._attachments.listen(instance, runtime, machine)
         assert instance.process is not None
-        await runtime.discard_snapshot(machine)
-        await runtime.resume(machine, instance.process)
+        try:
+            await runtime.discard_snapshot(machine)
+            await runtime.resume(machine, instance.process)
+        except MvmError as error:
+            # Nobody would ever let it go on: its data boots cold.
+            await self._lifecycle.end_process(instance, grace_seconds=KILL_GRACE_SECONDS)
+            await self._settle_at_rest(instance, State.STOPPED, error=error)
+            self._chronicle.event(instance, "InstanceDied", actor=ACTOR, detail=error.message)
+            return
         await self._rest.stay_awake(instance, MvmError("the agent ended in the middle of it"), actor=ACTOR)
         latest = self._catalog.instance(instance.ref)
         self._attachments.watch(latest, runtime, machine)

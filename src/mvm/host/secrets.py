@@ -8,20 +8,25 @@ for the secrets drive of an instance that may see them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+import structlog
 from pydantic import Field
 
 from mvm.host.clock import Clock
+from mvm.host.documents import parsed
 from mvm.model.base import Frozen
 from mvm.model.entities import Instance, Pool
-from mvm.model.errors import NotFound
+from mvm.model.errors import MvmError, NotFound
 from mvm.model.ids import TenantId
 from mvm.model.secrets import LOGICAL_NAMES, OPENCLAW_TOKEN, SecretName, check_values, visible_secrets
 from mvm.security.tokens import random_token
 from mvm.store.base import Store
 from mvm.telemetry.redaction import SECRETS
+
+log = structlog.get_logger(__name__)
 
 
 class Cipher(Protocol):
@@ -109,8 +114,9 @@ class SecretStore:
         """Remove every secret of a tenant and the tokens of its instances. Idempotent."""
         async with self._lock(tenant_id):
             await self._forget_tokens(tenant_id)
-            for path in (await self._read(tenant_id)).values:
-                SECRETS.forget(_context(tenant_id, path))
+            with contextlib.suppress(MvmError):  # a damaged document is no reason to stay
+                for path in (await self._read(tenant_id)).values:
+                    SECRETS.forget(_context(tenant_id, path))
             await self._store.delete(_key(tenant_id))
             self._cache.pop(tenant_id, None)
         self._locks.pop(tenant_id, None)
@@ -143,7 +149,13 @@ class SecretStore:
             if key not in self._tokens:
                 document = await self._store.get(key)
                 self._tokens[key] = str(document.value) if document else await self._make_token(key)
-            return self._cipher.open(self._tokens[key], context=key)
+            try:
+                return self._cipher.open(self._tokens[key], context=key)
+            except MvmError as error:
+                # Nobody but mvm chose it. Without a new one, the gateway of everybody could not be given its tokens.
+                log.error("a token is made anew", instance=str(instance.ref), reason=error.message)
+                self._tokens[key] = await self._make_token(key)
+                return self._cipher.open(self._tokens[key], context=key)
 
     async def _make_token(self, key: str) -> str:
         token = random_token(self._clock.entropy)
@@ -163,7 +175,7 @@ class SecretStore:
             document = await self._store.get(_key(tenant_id))
             if document is None:
                 return _Sealed()
-            self._cache[tenant_id] = (_Sealed.model_validate(document.value), document.revision)
+            self._cache[tenant_id] = (parsed(_Sealed, document), document.revision)
         return self._cache[tenant_id][0]
 
     async def _open(self, tenant_id: TenantId) -> dict[str, str]:

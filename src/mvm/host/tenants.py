@@ -245,7 +245,12 @@ class Tenants:
             except MvmError as error:
                 self._chronicle.tenant_event(tenant_id, "TenantRemovalFailed", actor="recovery", detail=error.message)
         for tenant in [*self._catalog.tenants.values()]:
-            epoch = await self._secrets.epoch(tenant.tenant_id)
+            try:
+                epoch = await self._secrets.epoch(tenant.tenant_id)
+            except MvmError as error:
+                detail = error.message
+                self._chronicle.tenant_event(tenant.tenant_id, "SecretsDamaged", actor="recovery", detail=detail)
+                continue
             if epoch != tenant.secrets_epoch:
                 await self._catalog.save_tenant(tenant.model_copy(update={"secrets_epoch": epoch}))
 

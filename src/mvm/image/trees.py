@@ -12,6 +12,7 @@ from pathlib import Path
 
 Keep = Callable[[str, bool], bool]
 """Whether an entry, by its path relative to the tree and whether it is a directory, is wanted."""
+_REMOVED = ".removed-"
 
 
 def everything(_relative: str, _is_directory: bool) -> bool:
@@ -81,9 +82,15 @@ def remove(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
-    doomed = Path(tempfile.mkdtemp(prefix=".removed-", dir=path.parent))
+    doomed = Path(tempfile.mkdtemp(prefix=_REMOVED, dir=path.parent))
     path.rename(doomed / path.name)
     shutil.rmtree(doomed)
+
+
+def clear_removed(directory: Path) -> None:
+    """Remove what a `remove` in this directory that was killed has left. Nobody else may be removing there."""
+    for doomed in directory.glob(f"{_REMOVED}*"):
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _walk(root: Path, keep: Keep, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -61,7 +61,9 @@ class DesiredNetwork(Frozen):
     """Where a tenant's network is to be. What is None is kept as it is, or allocated."""
 
     tenant_net_id: NetIdField | None = None
+    """Number of its network, unique for ever."""
     ipv4_subnet: Annotated[str, AfterValidator(as_field_check(_checked_subnet))] | None = None
+    """Its network, a /24."""
 
     @property
     def subnet(self) -> IPv4Network | None:
@@ -75,31 +77,50 @@ class Resources(Frozen):
     """What each instance of a pool gets."""
 
     vcpus: Vcpus = 2
+    """Virtual CPUs."""
     mem_mib: MemMib = 1024
+    """Memory in MiB."""
     data_disk_mib: DiskMib = 0
+    """Data disk in MiB; 0: 1 GiB, taken only as it is used."""
 
 
 class DesiredPool(Frozen):
     """A pool as it should be."""
 
     pool_id: PoolIdField
+    """Name of the pool."""
     flake_ref: str = ""
+    """What the image of its machines is built from: mvm's default when left out, `debian:`, `nix:`, or a flake."""
     profile: str = "minimal"
+    """Profile of the image."""
     role: RoleField = Role.WORKER
+    """What its instances are for; it never changes afterwards."""
     instance_resources: Resources = Resources()
+    """What each instance gets."""
     desired_counts: DesiredCounts = DesiredCounts()
+    """How many instances in each state, 100 at most."""
     runtime_policy: RuntimePolicy | None = None
     """None, or with fields left out: what the role has by default."""
     seccomp_policy: SeccompPolicy = SeccompPolicy.BASELINE
+    """How strictly a machine's own process is confined."""
     snapshot_compression: SnapshotCompression = SnapshotCompression.NONE
+    """zstd: memory of long sleepers is compressed."""
     routing_table: RoutingTable | None = None
+    """Whose messages go where."""
     secret_scopes: SecretScopes | None = None
+    """Scope -> keys, instead of what the role gets."""
     pinned: bool = False
+    """Never put to rest, stopped or restarted but by a person."""
     critical: bool = False
+    """As pinned, and reconcile changes nothing about the pool."""
     integrations: tuple[Integration, ...] = ()
+    """What else is checkpointed before a sleep."""
     egress: EgressField = "internet"
+    """Where its instances may connect to."""
     peer_traffic: bool = False
+    """Its instances reach each other."""
     allow_exec: bool = True
+    """Whether `mvm instance exec` is allowed."""
 
     def spec(self) -> PoolSpec:
         """The same as a pool's settings."""
@@ -136,25 +157,38 @@ class DesiredTenant(Frozen):
     """A tenant as it should be."""
 
     tenant_id: TenantIdField
+    """Name of the tenant."""
     network: DesiredNetwork | None = None
     """None: the one that it has, or the next free one."""
     quotas: Quotas = Quotas()
+    """Limits of the tenant."""
     secrets_hash: str | None = None
+    """Of whoever makes the document; the agent does not look at it."""
     pools: tuple[DesiredPool, ...] = ()
+    """Its pools."""
     users: tuple[UserSpec, ...] = ()
+    """Who is served."""
     openclaw: OpenClawSettings | None = None
+    """What OpenClaw is told."""
     gateway_tenant: TenantIdField | None = None
+    """Whose gateway serves it; its own when absent."""
     accepts: tuple[TenantIdField, ...] = ()
+    """Tenants that its gateway serves as well."""
 
 
 class DesiredState(Frozen):
     """Everything that a host should run."""
 
     schema_version: Literal[1]
+    """Version of this form."""
     node_id: Annotated[str, Field(min_length=1, max_length=255)]
+    """Whose state it is: `local`, or a host's name."""
     tenants: tuple[DesiredTenant, ...] = ()
+    """Its tenants."""
     prune_unknown_tenants: bool = False
+    """Destroy the tenants that are not named, in this pass."""
     prune_unknown_pools: bool = False
+    """Destroy the pools that are not named, in this pass."""
 
     def to_json(self) -> dict[str, Any]:
         """The document, as `validate_desired` takes it."""

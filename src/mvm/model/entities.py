@@ -15,7 +15,16 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from mvm.model import ids
-from mvm.model.base import Frozen, InstanceIdField, NetIdField, PoolIdField, TenantIdField, UserIdField, failed
+from mvm.model.base import (
+    ForEditors,
+    Frozen,
+    InstanceIdField,
+    NetIdField,
+    PoolIdField,
+    TenantIdField,
+    UserIdField,
+    failed,
+)
 from mvm.model.egress import Egress, parse_egress
 from mvm.model.roles import Role
 from mvm.model.routes import RoutingTable
@@ -28,12 +37,19 @@ class Quotas(Frozen):
     """Limits of a tenant; each is enforced before the action that would exceed it."""
 
     max_vcpus: int = Field(16, ge=0)
+    """Virtual CPUs of all instances that are up, those that are starting included."""
     max_mem_mib: int = Field(32768, ge=0)
+    """Memory of all instances that are up, in MiB; a warm one keeps its memory."""
     max_running: int = Field(8, ge=0)
+    """Instances that run at once."""
     max_warm: int = Field(4, ge=0)
+    """Instances that are warm at once."""
     max_pools: int = Field(4, ge=0)
+    """Pools."""
     max_instances_per_pool: int = Field(16, ge=0)
+    """Instances of one pool, in any state."""
     max_disk_gib: int = Field(100, ge=0)
+    """Data disks of all instances together, in GiB."""
 
 
 OPENCLAW_QUOTAS = Quotas(
@@ -58,11 +74,17 @@ class RuntimePolicy(Frozen):
     """When an instance may be drained, warmed and put to sleep. Seconds; 0 disables a guard."""
 
     min_running_seconds: int = Field(60, ge=0)
+    """How long an instance runs at least before policy pauses it; 0: no guard."""
     min_warm_seconds: int = Field(30, ge=0)
+    """How long an instance is warm at least before policy puts it to sleep; 0: no guard."""
     drain_timeout_seconds: int = Field(30, ge=0)
+    """How long a guest may take to come to rest when it is asked to."""
     graceful_shutdown_seconds: int = Field(15, ge=0)
+    """How long a guest may take to shut down before it is ended."""
     warm_after_idle_seconds: int = Field(300, ge=0)
+    """How long it has been idle when policy pauses it; 0: at once."""
     sleep_after_idle_seconds: int = Field(900, ge=0)
+    """How long it has been idle when policy puts it to sleep, counted from the same moment; 0: at once."""
 
 
 OPENCLAW_POLICY = RuntimePolicy(
@@ -82,8 +104,11 @@ class DesiredCounts(Frozen):
     """How many instances a pool should have in each state."""
 
     running: Count = 0
+    """Instances that run."""
     warm: Count = 0
+    """Instances that are paused with their memory kept."""
     sleeping: Count = 0
+    """Instances that sleep."""
 
     @property
     def total(self) -> int:
@@ -104,9 +129,13 @@ class Integration(Frozen):
     """Something in the guest that is checkpointed before sleep and restored after it; commands are argument lists."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
+    """Its name; its state is kept below `/data/integrations/<name>`."""
     checkpoint_cmd: tuple[str, ...] | None = None
+    """Program and arguments that save its state before a sleep."""
     restore_cmd: tuple[str, ...] | None = None
+    """Program and arguments that bring it back after a wake."""
     critical: bool = False
+    """A checkpoint that fails refuses the sleep."""
 
 
 def _check_model(text: str) -> str:
@@ -129,16 +158,20 @@ def _check_url(text: str) -> str:
     return text
 
 
-Url = Annotated[str, AfterValidator(_check_url)]
+Url = Annotated[str, AfterValidator(_check_url), ForEditors(pattern="^https?://[^\\s]+$")]
 
 
 class OpenClawSettings(Frozen):
     """The `[openclaw]` table of a manifest: what OpenClaw is told beyond its defaults."""
 
-    model: Annotated[str, AfterValidator(_check_model)] | None = None
+    model: Annotated[str, AfterValidator(_check_model), ForEditors(pattern="^[^/\\s]+/\\S+$")] | None = None
+    """Model that answers, as provider/model; without it OpenClaw chooses."""
     provider_base_url: Url | None = None
+    """Another address of the model provider: a proxy, a local provider."""
     telegram_api_root: Url | None = None
+    """Another address of Telegram's bot API."""
     gateway_url: Url | None = None
+    """Where a worker posts what nobody asked for (reminders); this deployment's gateway when absent."""
 
 
 class Tenant(Frozen):
@@ -333,12 +366,12 @@ def _check_sender(text: str) -> str:
     raise failed("is not a sender id", hint="a sender id is the number of the account, in digits, such as '111111111'")
 
 
-SenderId = Annotated[str, AfterValidator(_check_sender)]
+SenderId = Annotated[str, AfterValidator(_check_sender), ForEditors(pattern="^[0-9]{1,20}$")]
 """Somebody's account on Telegram or Discord, as digits."""
 
 
 class Budget(Frozen):
-    """What a user may use; None is without limit. Checked before a wake, and what is under way is never cut off."""
+    """What a user may use; what is left out is without limit. Checked before a wake; what is under way goes on."""
 
     wakes_per_hour: Annotated[int, Field(ge=0)] | None = None
     """Wakes for their messages within any 60 minutes."""
@@ -350,10 +383,15 @@ class UserSpec(Frozen):
     """What a person (or a template) says of a user: who they are on each channel, and the pool of their worker."""
 
     user_id: UserIdField
+    """Who is served."""
     pool_id: PoolIdField
+    """Pool of their private worker."""
     telegram: tuple[SenderId, ...] = ()
+    """Telegram sender ids."""
     discord: tuple[SenderId, ...] = ()
+    """Discord user ids."""
     budget: Budget = Budget()
+    """What this person may use."""
 
     @property
     def peers(self) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ MAX_NAME_LENGTH = 63
 MIN_TENANT_NET_ID = 1
 MAX_TENANT_NET_ID = 4094
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+NAME_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_NAME = re.compile(NAME_PATTERN)
 _INSTANCE = re.compile(r"i-[0-9a-f]{8}")
 
 

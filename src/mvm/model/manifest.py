@@ -234,7 +234,7 @@ class _Source:
 
     def _absolute(self, written: str) -> str:
         """A path relative to the file's own directory; symbolic links stay as they are."""
-        return os.path.abspath(self._path.absolute().parent / Path(written).expanduser())
+        return os.path.abspath(self._path.absolute().parent / os.path.expanduser(written))
 
     def _flake(self, written: str) -> str:
         """A flake as the agent finds it too: a directory relative to the file becomes absolute."""

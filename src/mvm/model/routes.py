@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from mvm.model.base import Frozen, InstanceIdField, PoolIdField, TenantIdField, UserIdField, failed
+from mvm.model.base import ForEditors, Frozen, InstanceIdField, PoolIdField, TenantIdField, UserIdField, failed
 from mvm.model.errors import InvalidInput, Refused
 from mvm.model.ids import worker_key
 
@@ -64,7 +64,7 @@ def _check_peer(text: str) -> str:
     raise failed("is not a peer", hint="write 'telegram:<sender id>' or 'discord:<sender id>', the id in digits")
 
 
-Peer = Annotated[str, AfterValidator(_check_peer)]
+Peer = Annotated[str, AfterValidator(_check_peer), ForEditors(pattern="^(telegram|discord):[0-9]{1,20}$")]
 """Somebody on a channel: `telegram:<sender id>` or `discord:<sender id>`."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -73,6 +73,7 @@ class ByIp(Frozen):
     """Selects the instance that has this address."""
 
     by_ip: Annotated[str, AfterValidator(_check_ipv4)]
+    """Address of the instance."""
 
 
 Selector = Literal["any", "least_connections"] | ByIp
@@ -89,12 +90,16 @@ def _parse_selector(value: Any) -> Selector:
 
 
 class MatchRule(Frozen):
-    """What must hold of a request. A criterion that is None does not matter; at least one is given."""
+    """What must hold of a request. A criterion that is left out does not matter; at least one is given."""
 
     port: Port | None = None
+    """Port that the request came to."""
     path_prefix: Annotated[str, AfterValidator(_check_path_prefix)] | None = None
+    """Beginning of its path; the longest one wins."""
     source_cidr: Annotated[str, AfterValidator(_check_network)] | None = None
+    """Network that it came from."""
     peer: Peer | None = None
+    """Who wrote it: telegram:<sender id> or discord:<sender id>."""
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:
@@ -153,24 +158,33 @@ class Target(Frozen):
     """Where a request goes: a pool (of another tenant when `tenant_id` says so), or one instance of it."""
 
     pool_id: PoolIdField
+    """Pool that takes it."""
     tenant_id: TenantIdField | None = None
+    """Tenant of that pool; the own one when absent."""
     instance_id: InstanceIdField | None = None
+    """The one instance of it that takes it."""
     instance_selector: Annotated[Selector, BeforeValidator(_parse_selector)] = "any"
+    """Which instance takes it: any, least_connections or { by_ip = "..." }."""
     target_port: Port | None = None
+    """Port that it is taken at."""
 
 
 class Route(Frozen):
     """One line of a routing table. The name is for people; it is unique in its table."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    """Name of the route."""
     match_rule: MatchRule
+    """What must hold of a request; at least one criterion."""
     target: Target
+    """Where it goes."""
 
 
 class RoutingTable(Frozen):
     """All routes of a gateway."""
 
     routes: Annotated[tuple[Route, ...], Field(max_length=MAX_ROUTES)] = ()
+    """Routes; of several that match, the most specific one wins."""
 
     @model_validator(mode="after")
     def _no_two_alike(self) -> Self:

@@ -11,6 +11,8 @@ too, which drop it. Nothing here depends on that switch, so nobody else's settin
 
 from __future__ import annotations
 
+import contextlib
+import re
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
 BRIDGE_PREFIX = "br-tenant-"
+_TAP = re.compile(r"tn[0-9]{1,4}i[0-9]{1,3}")
 SETTINGS = Path("/proc/sys/net/ipv4")
 HOST = {
     # Packets to and from guests are forwarded.
@@ -99,6 +102,29 @@ def bridges_with_ports() -> tuple[str, ...]:
         present = {index: name for name, index in _present(route).items()}
         masters = {link.get("master") for link in route.get_links()}
     return tuple(sorted(name for index, name in present.items() if index in masters))
+
+
+def devices_without_users() -> tuple[str, ...]:
+    """Names of tenants' TAPs that no process holds, and of their bridges that nothing is connected to."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        links = route.get_links()
+        bridges = {index: name for name, index in _present(route).items()}
+        used = {link.get("master") for link in links}
+        taps = (link for link in links if _TAP.fullmatch(link.get("ifname") or "") and not link.get("carrier"))
+        unused = [name for index, name in bridges.items() if index not in used]
+        return tuple(sorted([*unused, *(link.get("ifname") for link in taps)]))
+
+
+def remove_devices(names: Iterable[str]) -> None:
+    """Remove devices of tenants by name; those that are gone already are passed over."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        for name in names:
+            with contextlib.suppress(OSError):
+                _remove(route, [socket.if_nametoindex(name)])
 
 
 def ports_not_isolated() -> tuple[str, ...]:

@@ -26,13 +26,14 @@ _MAX_HEADER = 64 * 1024 * 1024
 
 
 class _Abandoned(Exception):
-    """Somebody wants the memory back."""
+    """Somebody wants the memory back, or it is in too many pieces."""
 
 
 def compress(source: Path, target: Path, abandon: Callable[[], bool] = lambda: False) -> bool:
     """Write the compressed form of `source` to `target`, flushed to disk and whole or not at all.
 
-    `abandon` is asked for each mebibyte; False when it said yes.
+    `abandon` is asked for each mebibyte; False when it said yes, and for a file in so many pieces that their list would
+    be longer than `decompress` takes (a guest's balloon can punch it page by page).
     """
     unfinished = target.with_suffix(".new")
     try:
@@ -40,6 +41,8 @@ def compress(source: Path, target: Path, abandon: Callable[[], bool] = lambda: F
             os.fchmod(writer.fileno(), 0o600)
             found = list(sparse.extents(reader.fileno()))
             header = json.dumps({"size": os.fstat(reader.fileno()).st_size, "extents": found}).encode()
+            if len(header) > _MAX_HEADER:
+                raise _Abandoned
             writer.write(_HEAD.pack(MAGIC, len(header)) + header)
             packer = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
             with packer.stream_writer(writer, closefd=False) as packed:

@@ -25,6 +25,8 @@ METADATA = "snapshot.json"
 CONSUMED = "snapshot.used"
 DEVICES = "devices"
 COMPRESSED = "ram.zst"
+UNFINISHED = ("ram.new", "snapshot.new")
+"""What an agent that is killed while it compresses or writes metadata leaves: guests' memory is in it."""
 
 
 class Place(Protocol):
@@ -158,7 +160,7 @@ def give_back(files: Place) -> None:
 
 def remove_used(files: Place) -> None:
     """The guest runs: remove what it was restored from. Idempotent."""
-    for name in (CONSUMED, DEVICES, COMPRESSED):
+    for name in (CONSUMED, DEVICES, COMPRESSED, *UNFINISHED):
         (files.memory / name).unlink(missing_ok=True)
 
 

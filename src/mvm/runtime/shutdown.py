@@ -20,7 +20,6 @@ SUPERVISOR_PORT = 51
 """Guest port of the supervisor's control socket: one JSON line asks, one answers (`mvm.guest.supervisor_socket`)."""
 POWER_OFF_SECONDS = 10.0
 """How long the machine may take to end after its last service did: the guest writes back and unmounts."""
-LINE_LIMIT = 256 * 1024
 
 
 class Connects(Protocol):
@@ -79,7 +78,7 @@ async def _request(runtime: Connects, machine: Machine, grace_seconds: float) ->
         return False
     try:
         answer = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Unavailable(f"the supervisor of {machine.ref} answers with {line[:80]!r}") from None
     if not isinstance(answer, dict) or not answer.get("ok"):
         raise Unavailable(f"the supervisor of {machine.ref} refuses to shut down: {str(answer)[:200]}")

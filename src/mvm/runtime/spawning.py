@@ -17,7 +17,7 @@ from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import Unavailable
 
 OUTPUT_LIMIT = 256 * 1024
-"""Bytes of a process's own output that are kept over starts."""
+"""Bytes of a process's own output that are kept: over starts, and while `bound_output` is called now and then."""
 
 OOM_SCORE = 300
 """Rather than the agent, which would lose sight of everybody, one instance ends when the host is out of memory."""
@@ -112,6 +112,13 @@ async def wait_for_end(identity: Identity) -> None:
     finally:
         os.close(descriptor)
         reap(identity)
+
+
+def bound_output(output: Path) -> None:
+    """Begin the output of a program that runs on anew once it is too long; what it prints next is then its first."""
+    with suppress(OSError):
+        if output.stat().st_size > OUTPUT_LIMIT:
+            os.truncate(output, 0)
 
 
 def last_words(output: Path) -> str:

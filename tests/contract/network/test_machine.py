@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +12,13 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from tests.contract.network.frames import PORT, ethernet, udp
 from tests.contract.network.world import INTERNET, UPLINK, World, guest, listen_on_host, needs_namespaces, picture
 from tests.contract.runtime.bench import Bench, Subject
 
 from mvm.model import addresses
 from mvm.network import devices
-from mvm.network.apply import Rules
+from mvm.network.apply import Rules, nft
 from mvm.network.picture import Resolvers
 from mvm.network.probes import Surroundings, command, outcomes, probes_of
 from mvm.network.rules import render
@@ -40,6 +42,24 @@ DRAWN = picture(
     grants=((GATEWAY, WORKER),),
     resolvers=Resolvers(addresses=(IPv4Address(INTERNET),)),
 )
+
+BRIDGE = addresses.mac_address(WORKER.net_id, addresses.GATEWAY_OCTET)
+FORGED = (
+    ethernet(WORKER.mac, BRIDGE, 0x0800, udp(str(OTHER.ip), INTERNET)),
+    ethernet(OTHER.mac, BRIDGE, 0x0800, udp(str(WORKER.ip), INTERNET)),
+    ethernet(OTHER.mac, BRIDGE, 0x0800, udp(str(OTHER.ip), INTERNET)),
+    ethernet(WORKER.mac, BRIDGE, 0x0800, udp(str(STRANGER.ip), INTERNET)),
+    ethernet(WORKER.mac, BRIDGE, 0x0800, udp("127.0.0.1", INTERNET)),
+)
+"""Of another's address, another's card, both, another tenant, the host."""
+SENDS = """
+import os, socket, sys
+(name,) = [name for name in os.listdir("/sys/class/net") if os.path.exists(f"/sys/class/net/{name}/device")]
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+    wire.bind((name, 0))
+    for frame in sys.argv[1:]:
+        wire.send(bytes.fromhex(frame))
+"""
 
 
 class NetworkBench(Bench):
@@ -82,12 +102,40 @@ def base() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-async def test_a_machine_reaches_what_it_may_and_is_reached_by_its_gateway_only(
-    world: World, base: Path, small_image: Path
-) -> None:
+async def draw() -> None:
     await Rules().put(render(DRAWN, owner="test"))
     await asyncio.to_thread(devices.make_bridges, DRAWN)
     devices.set_host()
+
+
+async def test_a_machine_cannot_pass_for_another(world: World, base: Path, small_image: Path) -> None:
+    await draw()
+    target = world.outside.listen(PORT, kind=socket.SOCK_DGRAM)
+    world.defer(target.close)
+    bench = NetworkBench(base, small_image)
+    try:
+        machine = await bench.new()
+        await machine.start_ready()
+        before = await spoofed()
+        first, last = (ethernet(WORKER.mac, BRIDGE, 0x0800, udp(str(WORKER.ip), INTERNET, b)) for b in (b"own", b"end"))
+        await machine.execute("python3", "-c", SENDS, *(frame.hex() for frame in (first, *FORGED, last)))
+        assert target.recv(100) == b"own"
+        assert target.recv(100) == b"end", "what was forged would have come before"
+        assert await spoofed() >= before + len(FORGED)
+    finally:
+        await bench.close()
+
+
+async def spoofed() -> int:
+    """How many of the tenant's frames the host counted as forged."""
+    listed = await nft("list", "counter", "bridge", "mvm", f"spoofed-{WORKER.net_id}")
+    return int(listed.partition("packets ")[2].split()[0])
+
+
+async def test_a_machine_reaches_what_it_may_and_is_reached_by_its_gateway_only(
+    world: World, base: Path, small_image: Path
+) -> None:
+    await draw()
     for each in (GATEWAY, OTHER, STRANGER):
         world.connect(each)
         world.listen(each, 18789, 18790)

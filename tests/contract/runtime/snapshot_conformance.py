@@ -77,7 +77,7 @@ class SnapshotConformance(RuntimeConformance):
         config = json.loads(await subject.execute("cat", "/etc/mvm-config/config.json"))
         assert (secret, config["worker_note"]) == ("rotated key", "fresh")
 
-    async def test_no_secret_is_in_the_memory_of_a_sleeper(self, bench: Bench) -> None:
+    async def test_the_files_of_secrets_are_gone_before_the_memory_is_saved(self, bench: Bench) -> None:
         subject = await bench.new()
         await subject.write_drives(key="a key that no page may hold")
         await bench.ready(subject)

@@ -89,7 +89,7 @@ class TestOnTheStandins(SnapshotConformance):
         await self.wake_up(copy)
         assert await copy.execute("cat", "/data/note") == "of the copy\n"
 
-    async def test_no_secret_is_in_the_memory_of_a_sleeper(self, bench: Bench) -> None:
+    async def test_the_files_of_secrets_are_gone_before_the_memory_is_saved(self, bench: Bench) -> None:
         pytest.skip("the stand-in's guest does not own its machine and removes no secrets before a sleep")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,10 @@ def test_an_error_of_the_agent_is_the_command_s(ready: ScriptedAgent, mvm: Type,
     ready.refuse("TenantExport", 404, "tenant 'alice' does not exist")
     assert mvm("tenant", "import", str(backup), *SESAME, "--json").status == 4
     assert mvm("tenant", "export", "alice", str(tmp_path / "f"), *SESAME).status == 3
+
+
+def test_what_is_no_file_is_not_waited_for(ready: ScriptedAgent, mvm: Type, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        typed = mvm("tenant", "import", str(tmp_path / name), *SESAME)
+        assert (typed.status, "is not a regular file" in typed.error[0]) == (2, True)

@@ -318,3 +318,10 @@ async def test_closing_ends_waits_at_once_and_leaves_no_socket(start: Start) -> 
     assert not agent.socket.exists()
     with pytest.raises(Unavailable, match="no agent runs"):
         await agent.client.call("Greet", {"name": "alice"})
+
+
+async def test_a_place_where_no_socket_can_be_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for socket in (tmp_path / "file/agent.sock", tmp_path / ("x" * 200) / "agent.sock"):
+        with pytest.raises(Unavailable, match="no agent"):
+            await AgentClient(socket).call("NodeInfo")

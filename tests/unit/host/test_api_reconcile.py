@@ -10,6 +10,7 @@ import pytest
 from tests.unit.host.live_agent import SECRETS, Agent
 
 from mvm.host.daemon import observed
+from mvm.host.reports import Activity
 from mvm.model.errors import InvalidInput
 
 EXAMPLE: dict[str, Any] = {
@@ -110,6 +111,43 @@ async def test_a_deployment_that_need_not_be_whole_keeps_what_could_be_had(agent
     states = sorted(i.state.value for i in agent.host.catalog.instances.values())
     assert states == ["ready", "running"]
     assert (await agent.deploy(whole=False))["errors"] == []
+
+
+async def test_a_pool_is_changed_in_what_is_named_and_its_idle_instances_follow(agent: Agent) -> None:
+    await agent.deploy()
+    worker = await agent.worker()
+    agent.host.reports.record(worker["instance_id"], Activity.IDLE)
+    settings = {"mem_mib": 1536, "runtime_policy": {"min_running_seconds": 7}}
+    planned = await agent.call("PoolUpdate", tenant_id="alice", pool_id="workers", settings=settings, dry_run=True)
+    assert [action["action"] for action in planned["actions"]] == ["update pool", "restart instance"]
+    assert planned["pool"]["mem_mib"] == 1024
+    done = await agent.call("PoolUpdate", tenant_id="alice", pool_id="workers", settings=settings)
+    assert done["pools"]["updated"] == ["alice/workers"]
+    assert (done["pool"]["mem_mib"], done["pool"]["vcpus"]) == (1536, 2)
+    policy = done["pool"]["runtime_policy"]
+    assert (policy["min_running_seconds"], policy["warm_after_idle_seconds"]) == (7, 300)
+    assert (await agent.worker())["mem_mib"] == 1536
+    again = await agent.call("PoolUpdate", tenant_id="alice", pool_id="workers", settings=settings)
+    assert (again["changed"], again["actions"]) == (False, [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mem_mib": 512}, "OpenClaw needs 1024 at least"),
+        ({"vcpus": 0}, "too small"),
+        ({"role": "worker"}, "unknown key 'role'"),
+        ({"egress": ["nonsense"]}, "nonsense"),
+        ({"runtime_policy": {"min_running_seconds": -1}}, "too small"),
+    ],
+)
+async def test_a_pool_is_not_changed_to_what_is_wrong(agent: Agent, settings: dict[str, Any], said: str) -> None:
+    await agent.deploy()
+    before = await agent.call("PoolInfo", tenant_id="alice", pool_id="workers")
+    with pytest.raises(InvalidInput) as caught:
+        await agent.call("PoolUpdate", tenant_id="alice", pool_id="workers", settings=settings)
+    assert said in f"{caught.value.message} {caught.value.hint}"
+    assert await agent.call("PoolInfo", tenant_id="alice", pool_id="workers") == before
 
 
 async def test_what_reconcile_does_is_in_the_metrics(agent: Agent) -> None:

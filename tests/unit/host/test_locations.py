@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mvm.host.locations import MAX_RUN_DIR_BYTES, ConfigFile, Locations, locate, memory_mounts, parse_config, resolve
 from mvm.model.errors import InvalidInput
@@ -149,3 +153,24 @@ def test_memory_mounts_are_the_writable_tmpfs(tmp_path: Path) -> None:
     )
     assert memory_mounts(table) == (spaced,)
     assert memory_mounts(tmp_path / "absent") == ()
+
+
+@pytest.mark.parametrize("written", ["", " ", "a\0b"])
+def test_a_directory_that_is_no_path_is_refused_wherever_it_is_given(tmp_path: Path, written: str) -> None:
+    with pytest.raises(InvalidInput, match="no path"):
+        parse_config(tmp_path / "mvm.toml", f"state_dir = {json.dumps(written)}")
+    with pytest.raises(InvalidInput, match="no path"):
+        locate({"run_dir": written}, {}, tmp_path)
+
+
+def test_a_home_that_nobody_has_is_a_path_like_any_other(tmp_path: Path) -> None:
+    found = locate({"state_dir": "~nobody-of-that-name/x", "run_dir": "/tmp/mvm-none"}, {}, tmp_path)
+    assert found.state_dir == tmp_path / "~nobody-of-that-name/x"
+
+
+@given(
+    st.text(max_size=60) | st.from_regex(r"(state_dir|runtime|metrics_port|production|x)\s*=\s*.{0,20}", fullmatch=True)
+)
+def test_any_text_is_a_configuration_or_refused(text: str) -> None:
+    with contextlib.suppress(InvalidInput):
+        parse_config(Path("mvm.toml"), text)

@@ -111,3 +111,9 @@ two = { env = "B", scope = "b", key = "KEY" }
     with pytest.raises(InvalidInput, match="different values") as refused:
         read_secrets(load_deploy(text), {"A": "hunter1", "B": "hunter2"})
     assert "hunter" not in refused.value.message
+
+
+def test_the_home_of_a_user_who_does_not_exist_is_no_crash(load_deploy) -> None:
+    deployment = load_deploy('[secrets]\nanthropic_key = { file = "~nobody-of-that-name/key" }')
+    with pytest.raises(InvalidInput, match="there is no such file"):
+        read_secrets(deployment, {})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from mvm.runtime import bounded_log
 from mvm.runtime.qemu import console
 
@@ -34,6 +36,25 @@ async def test_what_comes_from_the_socket_is_kept_until_it_ends(tmp_path: Path, 
     server = await asyncio.start_unix_server(speak, str(short_directory / "console"))
     await asyncio.wait_for(console.copy(short_directory / "console", tmp_path / "log"), 5)
     assert (tmp_path / "log").read_text() == "last words\n"
+    server.close()
+
+
+async def test_a_guest_that_writes_byte_by_byte_without_end_does_not_keep_the_agent_busy(
+    tmp_path: Path, short_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[bytes] = []
+    monkeypatch.setattr(bounded_log, "append", lambda log, data: pieces.append(data))
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for number in range(250):
+            writer.write(bytes([number]))
+            await asyncio.sleep(0)
+        writer.close()
+
+    server = await asyncio.start_unix_server(speak, str(short_directory / "console"))
+    await asyncio.wait_for(console.copy(short_directory / "console", tmp_path / "log"), 20)
+    assert b"".join(pieces) == bytes(range(250))
+    assert len(pieces) < 100, "what has come is taken together"
     server.close()
 
 

@@ -156,6 +156,27 @@ def test_compressing_is_given_up_when_the_memory_is_wanted(files: Files, snapsho
     assert saved.load(files.memory) == snapshot
 
 
+@pytest.mark.parametrize("step", ["compressing", "naming"])
+def test_what_a_killed_agent_left_of_the_memory_goes_with_the_snapshot(
+    files: Files, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    left: set[str] = set()
+
+    def look(*_: object, **__: object) -> bool:
+        left.update(path.name for path in files.memory.iterdir())
+        return True
+
+    with monkeypatch.context() as dying:
+        if step == "naming":
+            dying.setattr(json, "dump", look)
+        SNAPSHOTS.compress(files, look if step == "compressing" else lambda: False)
+    assert left > {saved.METADATA, saved.DEVICES}, "something unfinished was there"
+    for name in left:
+        (files.memory / name).touch()
+    saved.remove_used(files)
+    assert {path.name for path in files.memory.iterdir()} <= {"ram", saved.METADATA}
+
+
 def test_damaged_memory_is_not_compressed(files: Files, snapshot: Snapshot) -> None:
     written(files.ram)
     with pytest.raises(SnapshotRejected):

@@ -124,3 +124,18 @@ def test_an_identity_changes_with_the_file(tmp_path: Path) -> None:
     assert sparse.identity(path) == before
     os.utime(path, ns=(1, 1))
     assert sparse.identity(path) != before
+
+
+def test_memory_in_more_pieces_than_can_be_unpacked_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, packed = tmp_path / "ram", tmp_path / "ram.zst"
+    with source.open("wb") as file:
+        for number in range(100):
+            file.seek(number * 64 * 1024)
+            file.write(b"a page")
+    assert compression.compress(source, packed)
+    monkeypatch.setattr(compression, "_MAX_HEADER", 200)
+    packed.unlink()
+    assert not compression.compress(source, packed)
+    assert [path.name for path in tmp_path.iterdir()] == ["ram"]

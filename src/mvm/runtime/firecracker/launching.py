@@ -228,6 +228,21 @@ def members(files: Files) -> list[Process]:
     return sorted(found, key=lambda process: (process.identity.start_time, process.identity.pid))
 
 
+def inhabitants(instances: Path) -> Iterator[tuple[str, Process]]:
+    """Every process that is in the room of an instance below a directory of state directories, with that instance."""
+    rooms: dict[tuple[int, int], str] = {}
+    for directory in instances.glob("*/jail/*/*/root"):
+        with suppress(OSError):
+            found = directory.stat()
+            rooms[found.st_dev, found.st_ino] = directory.parent.name
+    for name in os.listdir("/proc") if rooms else ():
+        with suppress(OSError):
+            where = os.stat(f"/proc/{name}/cwd") if name.isdecimal() else None
+            instance = None if where is None else rooms.get((where.st_dev, where.st_ino))
+            if instance is not None and (process := processes.read(int(name))) is not None and not process.ended:
+                yield instance, process
+
+
 def _is_in(pid: int, directory: os.stat_result) -> bool:
     with suppress(OSError):
         return os.path.samestat(os.stat(f"/proc/{pid}/cwd"), directory)

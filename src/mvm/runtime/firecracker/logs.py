@@ -13,6 +13,8 @@ from pathlib import Path
 
 from mvm.runtime import bounded_log
 
+PAUSE_SECONDS = 0.02
+"""Between two looks: whatever a guest makes its Firecracker say, the agent is not kept busy with it."""
 _CHUNK = 64 * 1024
 
 
@@ -34,14 +36,26 @@ class Copying:
         if not stat.S_ISFIFO(os.fstat(self._descriptor).st_mode):
             os.close(self._descriptor)
             raise OSError(f"'{pipe}' is no pipe")
-        asyncio.get_running_loop().add_reader(self._descriptor, self._copy)
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        self._look()
+
+    def _look(self) -> None:
+        self._loop.add_reader(self._descriptor, self._copy)
 
     def _copy(self) -> None:
+        self._loop.remove_reader(self._descriptor)
+        self._pause = self._loop.call_later(PAUSE_SECONDS, self._look)
+        self._take()
+
+    def _take(self) -> None:
         with suppress(OSError):  # nothing there after all, or no room for it
             bounded_log.append(self._log, os.read(self._descriptor, _CHUNK))
 
     def close(self) -> None:
         """Copy what is left and let go."""
-        asyncio.get_running_loop().remove_reader(self._descriptor)
-        self._copy()
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._descriptor)
+        self._take()
         os.close(self._descriptor)

@@ -157,6 +157,7 @@ class FirecrackerRuntime:
         hardware = await asyncio.to_thread(makeup.hardware, machine)
         wanted = makeup.made_by(machine, places, hardware, host.version)
         await asyncio.to_thread(_prepare_boot, machine, places)
+        await asyncio.to_thread(parts.remember, places.memory, wanted)  # no machine of unknown make is ever left
         image = parts.image_of(machine)
 
         def furnish(room: Room) -> None:
@@ -165,7 +166,6 @@ class FirecrackerRuntime:
             room.put_drives(parts.drive_images(machine, places))
 
         async with self._machinery.started(machine, places, host, furnish) as (identity, client):
-            await asyncio.to_thread(parts.remember, places.memory, wanted)
             for call, body in configuration.boot(hardware, tap=tap_name(machine)):
                 await client.tell(call, body)
         return spawning.recorded(identity)
@@ -187,8 +187,8 @@ class FirecrackerRuntime:
             room.put_memory(places.ram, places.memory / saved.DEVICES)
 
         try:
+            await asyncio.to_thread(parts.remember, places.memory, wanted)
             async with self._machinery.started(machine, places, host, furnish) as (identity, client):
-                await asyncio.to_thread(parts.remember, places.memory, wanted)
                 await lasting
                 for call, body in configuration.logging():
                     await client.tell(call, body)

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from mvm.model.errors import TimedOut, Unavailable
+from mvm.runtime import spawning
 from mvm.runtime.base import Connection, Handler
 from mvm.runtime.link import Link
 from mvm.runtime.qemu import console
@@ -14,6 +15,9 @@ from mvm.runtime.vsock_link import VsockLink
 
 GREETING_SECONDS = 600.0
 """How long a guest that boots is waited for by itself; later, whoever connects waits for it."""
+
+OUTPUT_LOOK_SECONDS = 5.0
+"""How often what QEMU itself prints is looked at: there are complaints that a guest can cause without end."""
 
 
 class Attachment:
@@ -33,9 +37,22 @@ class Attachment:
             return
         name = self._files.run_dir.name
         self._tasks = [
-            asyncio.create_task(console.copy(self._files.console, self._files.console_log), name=f"console {name}"),
+            asyncio.create_task(self._keep_words(), name=f"console {name}"),
             asyncio.create_task(self._greet(), name=f"channel {name}"),
         ]
+
+    async def _keep_words(self) -> None:
+        """What the guest says on its console and QEMU of it, within bounds, until the machine ends."""
+        bounding = asyncio.create_task(self._bound_output(), name=f"output {self._files.run_dir.name}")
+        try:
+            await console.copy(self._files.console, self._files.console_log)
+        finally:
+            bounding.cancel()
+
+    async def _bound_output(self) -> None:
+        while True:
+            await asyncio.sleep(OUTPUT_LOOK_SECONDS)
+            spawning.bound_output(self._files.output)
 
     async def _greet(self) -> None:
         with suppress(Unavailable):

@@ -229,11 +229,11 @@ class QemuRuntime:
             raise
         try:
             with launching.opened(hardware, files, parts.drive_images(machine, files), ram, tap) as descriptors:
+                parts.remember(files.memory, made_by)  # first: no machine of unknown make is ever left
                 identity = launching.launch(qemu, machine, files, hardware, descriptors, incoming=incoming)
             self._attachment(machine).begin()
             bounding = asyncio.create_task(asyncio.to_thread(launching.bound, machine, files, identity))
             try:
-                parts.remember(files.memory, made_by)
                 monitor = await stack.enter_async_context(self._monitor(machine))
             finally:
                 await asyncio.shield(bounding)

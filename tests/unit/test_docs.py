@@ -1,0 +1,89 @@
+"""The documentation speaks of what there is: errors, commands, pages, settings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from tests.unit.cli.test_commands import leaves
+
+from mvm.cli.main import COMMANDS
+from mvm.host.locations import SETTINGS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/adr").glob("*.md")])
+TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
+
+
+@cache
+def texts() -> tuple[str, ...]:
+    """Every text in the source, with … for what is put in; neighbours that are one text are joined by the parser."""
+    found = []
+    for path in (ROOT / "src/mvm").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return tuple(found)
+
+
+def quoted_errors() -> list[str]:
+    lines = [line for line in TROUBLESHOOTING.read_text().splitlines() if line.startswith("| ")]
+    return [text for line in lines for text in re.findall(r"`([^`]+)`", line.split("|")[1]) if " " in text]
+
+
+@pytest.mark.parametrize("error", quoted_errors())
+def test_an_error_that_the_docs_explain_is_one_that_mvm_says(error: str) -> None:
+    words = re.compile(
+        ".*".join(re.escape(part.strip()) for part in re.split("…|ENOTFOUND|EINTEGRITY", error)), re.DOTALL
+    )
+    assert any(words.search(text) for text in texts())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_page_or_its_part_leads_somewhere(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        name, _, part = target.partition("#")
+        other = page.parent / name if name else page
+        if not other.exists() or (part and part not in anchors(other)):
+            broken.append(target)
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_is_written_down_exists(page: Path) -> None:
+    known = set(leaves())
+    nouns = {leaf.split()[0] for leaf in known}
+    wrong = []
+    text = page.read_text()
+    blocks = "".join(re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    inline = re.findall(r"`mvm ([a-z][^`\n]*)`", text)
+    for line in [*inline, *re.findall(r"^(?:\$ )?mvm ([a-z].*)$", blocks, re.MULTILINE)]:
+        words = line.split()
+        candidates = {" ".join(words[:n]) for n in (1, 2, 3)}
+        bare = len(words) == 1 or not re.fullmatch("[a-z]+", words[1])
+        # `mvm user add|remove|pair` and `mvm tenant` are ways to speak of several.
+        if not (candidates & known or (words[0] in nouns and (bare or "|" in words[1]))):
+            wrong.append(" ".join(words))
+    assert wrong == []
+
+
+def test_every_command_and_setting_is_written_down_somewhere() -> None:
+    everything = "\n".join(page.read_text() for page in PAGES)
+    assert [leaf for leaf in leaves() if f"mvm {leaf}" not in everything] == []
+    assert [name for name in COMMANDS if f"mvm {name}" not in everything] == []
+    assert [name for name in SETTINGS if f"`{name}`" not in everything] == []
