@@ -1,7 +1,8 @@
 """The sizes of the example manifest are enough for the real OpenClaw, for longer than a moment.
 
-As processes of this host, so that hundreds of messages take minutes; each OpenClaw is held in a control group of exactly
-the size of its machine, without the compressed swap that it would have there. In machines: tests/vm/test_memory.py.
+As processes of this host, so that hundreds of messages take minutes; each OpenClaw is held in a control group of
+exactly the size of its machine, without the compressed swap that it would have there. In machines:
+tests/vm/test_memory.py.
 """
 
 from __future__ import annotations
