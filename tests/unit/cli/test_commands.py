@@ -117,6 +117,7 @@ net verify, node info, node stats, node gc, user add, user list, user remove, us
 TESTED_BY_THEMSELVES = {
     *("new", "deploy", "demo", "doctor", "usage", "events", "agent serve", "agent reconcile", "agent desired"),
     *("manifest schema", "manifest check", "tenant export", "tenant import", "tenant secrets set", "instance exec"),
+    "setup firecracker",
 }
 
 
