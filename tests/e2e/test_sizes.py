@@ -23,6 +23,8 @@ TENANT = "crowd"
 ALICE = 5001
 USERS = {f"user{number:02}": 6001 + number for number in range(20)}
 MESSAGES = 200
+ROOM = "\n[quotas]\nmax_running = 32\nmax_vcpus = 64\n"
+"""For all of them at once."""
 MEMORY = Path("/sys/fs/cgroup/memory")
 
 
@@ -70,8 +72,7 @@ async def survives(someone: Operator, instance: Json, *, mib: int) -> AsyncItera
 
 async def test_a_gateway_of_1024_mib_survives_200_messages_of_20_users(tmp_path: Path) -> None:
     async with operator(MVM_OPENCLAW_DIR=str(mixed_openclaw(tmp_path / "mixed"))) as someone:
-        quota = "\n[quotas]\nmax_running = 32\n"
-        await someone.new(TENANT, USERS, extra=quota)
+        await someone.new(TENANT, USERS, extra=ROOM)
         async with survives(someone, await someone.gateway(TENANT), mib=1024) as held:
             for number in range(MESSAGES // len(USERS)):
                 for sender in USERS.values():

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from tests.simulation.engine import engine
 from tests.simulation.world import ALICE, WORKERS, World
+from tests.standins.waiting import until
 
 from mvm.host.gateways import Gateways
 from mvm.host.pools import Pools
 from mvm.host.refreshes import Refreshes
 from mvm.host.removals import Removals
+from mvm.host.reports import Activity
 from mvm.model.entities import Instance, PoolSpec, Quotas
 from mvm.model.errors import NotFound, QuotaExceeded
 from mvm.model.ids import PoolId
@@ -145,3 +147,25 @@ async def test_no_instance_is_made_in_a_pool_that_is_just_going(world: World) ->
     )
     assert {type(result) for result in results} <= {Instance, NotFound, type(None)}
     assert world.catalog.instances_of(ALICE, made.pool_id) == []
+
+
+async def test_a_wake_that_waits_for_room_is_told_of_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvm.host.wakes.ROOM_RETRY_SECONDS", 0.01)
+    await limit(world, max_vcpus=2)
+    working, wanted = await world.worker(), await world.worker(state=State.READY)
+    world.says(working, Activity.BUSY, in_flight=1)
+    looked = 0
+    make_room = world.wakes._make_room
+
+    async def look(instance: Instance, *, actor: str) -> None:
+        nonlocal looked
+        looked += 1
+        await make_room(instance, actor=actor)
+
+    world.wakes._make_room = look  # type: ignore[method-assign]
+    waiting = asyncio.create_task(world.wakes.wake(wanted, actor="test"))
+    await until(lambda: looked > 5, what="a look for room", seconds=60)
+    await world.lifecycle.stop(working, actor="test", force=True)
+    assert (await waiting).state is State.RUNNING
+    actions = [entry["action"] for entry in world.audit.recent(ALICE, 100)]
+    assert actions.count("QuotaExceeded") == 1

@@ -26,7 +26,7 @@ async def crowd(private_network: None, tmp_path: Path) -> AsyncIterator[Machines
     """A real gateway of 1024 MiB for 20 people, whose workers are stand-ins."""
     package = mixed_openclaw(tmp_path / "mixed")
     async with operator(MVM_RUNTIME="qemu", MVM_IMAGE_CACHE=str(cache()), MVM_OPENCLAW_DIR=str(package)) as someone:
-        sizes = overrides(someone, gateway_mib=1024, worker_mib=1024)
+        sizes = overrides(someone, gateway_mib=1024, worker_mib=1024) + "\n[quotas]\nmax_running = 32\n"
         await someone.new(TENANT, USERS, extra=sizes, seconds=FIRST_START_SECONDS)
         yield Machines(someone)
 

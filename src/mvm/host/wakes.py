@@ -92,7 +92,7 @@ class Wakes:
             except QuotaExceeded:
                 if not self._may_find_room(instance):
                     raise
-                await self._make_room(instance, actor=actor)
+                await self._find_room(instance, actor=actor)
             else:
                 if for_user:
                     await self._budgets.woken(instance)
@@ -105,6 +105,18 @@ class Wakes:
             for other in self._catalog.instances_of(instance.tenant_id)
             if other.instance_id != instance.instance_id
         )
+
+    async def _find_room(self, instance: Instance, *, actor: str) -> None:
+        """Return when the instance may be started, or nothing can be done for that; who waits is told of once."""
+        pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
+        while True:
+            await self._make_room(instance, actor=actor)
+            try:
+                self._quotas.check_run(instance, pool)
+            except QuotaExceeded:
+                if self._may_find_room(instance):
+                    continue
+            return
 
     async def _make_room(self, instance: Instance, *, actor: str) -> None:
         """Put the tenant's coldest idle instance to sleep, or wait for one to become idle."""
