@@ -62,6 +62,7 @@ def make_root(root: Path, base: Path, data: str) -> None:
     mount("/dev", root / "dev", flags=MS_BIND | MS_REC)
     mount("tmpfs", root / "dev/shm", "tmpfs")
     mount("tmpfs", root / "tmp", "tmpfs")
+    show_runner(base / "image", root)
     mount("/etc", root / ".etc", flags=MS_BIND | MS_REC)
     (root / "etc").mkdir()
     for entry in _entries(Path("/etc"), OWN_FILES):
@@ -80,6 +81,19 @@ def make_root(root: Path, base: Path, data: str) -> None:
     (root / "guest/etc").mkdir(parents=True)
     for link, target in (("run", "/run"), ("data", "/data"), ("etc/mvm-config", "/etc/mvm-config")):
         (root / "guest" / link).symlink_to(target)
+
+
+def show_runner(image: Path, root: Path) -> None:
+    """What the image runs its services by is a program of the host; one below `/tmp` would be hidden."""
+    script = image / "usr/local/bin/node"
+    if not script.exists():
+        return
+    program = Path(script.read_text().split("exec ")[1].split(" ")[0])
+    if program.is_relative_to("/tmp"):
+        shown = root / program.relative_to("/")
+        shown.parent.mkdir(parents=True)
+        shown.touch()
+        mount(str(program), shown, flags=MS_BIND)
 
 
 def _entries(directory: Path, without: set[str]) -> Iterator[Path]:
