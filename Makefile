@@ -17,7 +17,7 @@ setup:  ## install all that is needed into .venv and .mvm
 setup-vm:  ## the same, and as root the Debian packages that virtual machines need
 	@$(PYTHON) scripts/setup.py --vm
 
-quickstart: $(if $(filter qemu,$(RUNTIME)),setup-vm,setup)  ## a message wakes a sleeping OpenClaw, with stand-ins for Telegram and the model (ARGS=--once, RUNTIME=process)
+quickstart: $(if $(filter qemu,$(RUNTIME)),setup-vm,setup)  ## a message wakes a sleeping OpenClaw, with stand-ins for Telegram and the model (ARGS=--once, RUNTIME=qemu)
 	@.venv/bin/mvm demo $(if $(RUNTIME),--runtime $(RUNTIME)) $(ARGS)
 
 test: $(if $(CI),setup-vm,setup)  ## every check and test but the full failure matrix
@@ -39,7 +39,7 @@ format: setup  ## put the code into shape
 	@.venv/bin/ruff check --fix
 	@.venv/bin/ruff format
 
-bench: setup  ## print the README's numbers
+bench: setup  ## print the numbers of docs/measurements.md
 	@for script in bench/*.py; do echo "== $$script"; .venv/bin/python "$$script" $(ARGS) || exit 1; done
 
 reference: setup  ## make the schemas of manifests and the references anew after a change of models or commands

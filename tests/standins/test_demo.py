@@ -108,6 +108,24 @@ async def test_a_second_run_uses_what_is_there(desk: Desk) -> None:
     await desk.mvm("demo", "--down", status=3)
 
 
+async def test_a_demo_that_became_somebody_s_own_deployment_is_not_taken_down_with_its_data(desk: Desk) -> None:
+    await desk.ask("demo")
+    file = desk.directory / "state/demo/alice/deploy.toml"
+    written = file.read_text()
+    file.write_text("\n".join(line for line in written.splitlines() if not line.startswith("telegram_api_root")))
+    await desk.mvm("new", "openclaw", "alice", "--config", str(file), "--no-check", "--no-wait")
+    _, err = await desk.mvm("demo", "--down", status=1)
+    assert "is no demo any more" in err
+    assert "mvm tenant destroy alice" in err
+    assert [tenant["tenant_id"] for tenant in (await desk.ask("tenant", "list"))["tenants"]] == ["alice"]
+    await desk.mvm("new", "openclaw", "alice", "--config", str(_file(file, written)), "--no-check", "--no-wait")
+
+
+def _file(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
 async def test_standins_that_died_come_back_and_are_the_same(desk: Desk) -> None:
     first = await desk.ask("demo")
     state = json.loads((desk.directory / "state/demo/alice/standins.json").read_text())

@@ -157,7 +157,17 @@ class Demo:
         return Exchange(words, texts, 1000 * (answers[-1].at - began), info["instance"].get("last_wake"))
 
     async def take_down(self) -> None:
-        """Remove the tenant, the stand-ins and the files; what is not there is fine."""
+        """Remove the tenant, the stand-ins and the files; what is not there is fine.
+
+        Raises `Conflict` when the deployment serves the real Telegram by now: it is somebody's own.
+        """
+        if await self.exists():
+            told = await self.client.call("TenantInfo", {"tenant_id": self.name})
+            if told["tenant"]["openclaw"].get("telegram_api_root") is None:
+                raise Conflict(
+                    f"the deployment {self.name!r} is no demo any more: it does not use the stand-in for Telegram",
+                    hint=f"`mvm tenant destroy {self.name}` removes it with its data",
+                )
         self.show(Progress(f"taking the demo {self.name} down"))
         with contextlib.suppress(NotFound):
             await self.client.call("TenantDestroy", {"tenant_id": self.name})

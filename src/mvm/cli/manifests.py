@@ -75,11 +75,16 @@ async def ready_agent(locations: Locations, deployment: Deployment, *, say: Call
     """The agent, and notes on what its runtime makes of the deployment. Raises `Unavailable` when none can run it."""
     from mvm.host.autostart import ensure_agent
     from mvm.model.deployment import unreachable_services
-    from mvm.model.errors import Unavailable
+    from mvm.model.errors import Conflict, Unavailable
 
     client = await ensure_agent(locations, say=say)
     node = await client.call("NodeInfo")
     require_runtime(node, locations.runtime if locations.origins.get("runtime", "").startswith("flag") else None)
+    if locations.production and not node.get("production"):
+        raise Conflict(
+            "the agent that runs is not in production mode, and MVM_PRODUCTION=1 asks for that",
+            hint="end that agent (`mvm agent stop`; its instances live on) and type this again",
+        )
     if node["runtime"] == "none":
         raise Unavailable(f"no instance can run here: {node['runtime_reason']}", hint="`mvm doctor` says what to do")
     if node["isolated"]:

@@ -37,6 +37,11 @@ def _report(answer: dict[str, Any]) -> str:
     rows = [("ok" if c["passed"] else "failed", c["from"], c["what"], c["expected"], c["found"]) for c in checks]
     failed = sum(not check["passed"] for check in checks)
     asked, skipped = answer["asked"], answer["skipped"]
+    if not checks:
+        return sections(
+            columns(("not asked", "because"), skipped.items()),
+            "nothing was checked: no running instance has a network of its own (under the runtime process none has)",
+        )
     summary = f"{len(checks) - failed} of {len(checks)} checks passed; {asked} running instances were asked"
     left_out = columns(("not asked", "because"), skipped.items())
     return sections(columns(("", "from", "what", "expected", "found"), rows), left_out, summary)

@@ -22,6 +22,7 @@ from mvm.cli.output import AsJson, Format, Output, emit, sections
 
 if TYPE_CHECKING:
     from mvm.cli.progress import Show
+    from mvm.host.client import AgentClient
     from mvm.host.locations import Locations
     from mvm.model.template import Template
 
@@ -40,7 +41,9 @@ def new(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would be done.")] = False,
     check: Annotated[bool, typer.Option(help="Ask Telegram and the model provider whether they know the keys.")] = True,
-    wait: Annotated[bool, typer.Option(help="Wait until the deployment is ready.")] = True,
+    wait: Annotated[
+        bool, typer.Option(help="Wait until all of it is ready, not only until its instances have come up.")
+    ] = True,
     output: Output = Format.TABLE,
     as_json: AsJson = False,
 ) -> None:
@@ -98,10 +101,26 @@ async def create_deployment(
     if not dry_run:
         await install_openclaw(locations, deployment, on_progress)
     client = await ready_agent(locations, deployment, say=say)
+    if config is None:
+        await _refuse_to_forget(client, name)
     answer = await apply_deployment(client, what, on_progress, dry_run=dry_run)
     if wait and not dry_run:
         answer |= await client.call("DeploymentReady", {"tenant_id": name}, on_progress=on_progress)
     return answer
+
+
+async def _refuse_to_forget(client: AgentClient, name: str) -> None:
+    """Raise `Conflict` where a deployment exists: without a file it would lose what its file said of OpenClaw."""
+    from mvm.model.errors import Conflict, NotFound
+
+    try:
+        await client.call("TenantInfo", {"tenant_id": name})
+    except NotFound:
+        return
+    raise Conflict(
+        f"the deployment {name!r} exists, and no file says what it should be",
+        hint=f"give its file with --config; `mvm connect {name}` shows what it is",
+    )
 
 
 def _template(name: str) -> Template:

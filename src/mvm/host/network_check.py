@@ -81,7 +81,7 @@ class NetworkCheck:
         for found in await asyncio.gather(*(ask(instance) for instance in running)):
             checks += found
         return {
-            "passed": all(check.passed for check in checks),
+            "passed": bool(checks) and all(check.passed for check in checks),
             "asked": len(running) - sum(str(i.ref) in skipped for i in running),
             "checks": [check.to_json() for check in checks],
             "skipped": skipped,

@@ -513,3 +513,10 @@ def test_what_guests_say_does_not_act_on_the_terminal(agent: ScriptedAgent, mvm:
         assert "evil" in typed.out + typed.err
         assert not {"\x1b", "\x9b", "\u202e"} & set(typed.out + typed.err)
     assert mvm("events", "--json").document["events"][0]["detail"] == EVIL, "programs get every character"
+
+
+def test_a_network_of_which_nothing_was_checked_is_not_called_good(agent: ScriptedAgent, mvm: Type) -> None:
+    agent.answers["NetVerify"] = {"passed": False, "asked": 0, "skipped": {}, "checks": []}
+    typed = mvm("net", "verify")
+    assert typed.status == 1
+    assert "nothing was checked" in typed.out

@@ -38,6 +38,7 @@ def ready(agent: ScriptedAgent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "dry_run": params["dry_run"],
         "actions": ACTIONS,
     }
+    agent.refuse("TenantInfo", 404, "there is no tenant 'alice'", "`mvm tenant list` shows them")
     agent.answers["DeploymentReady"] = {"tenant_id": "alice", "instances": [samples.instance()]}
     return agent
 
@@ -141,3 +142,24 @@ def test_another_runtime_than_the_agent_s_is_refused_with_the_way_to_it() -> Non
     with pytest.raises(Conflict, match="uses the runtime process, not qemu") as refused:
         require_runtime({"runtime": "process"}, "qemu")
     assert "mvm agent stop" in (refused.value.hint or "")
+
+
+def test_a_deployment_that_exists_is_not_made_to_forget_what_its_file_said(ready: ScriptedAgent, mvm: Type) -> None:
+    ready.answers["TenantInfo"] = {"tenant": {"tenant_id": "alice"}}
+    typed = mvm("new", "openclaw", "alice", "--no-check")
+    assert typed.status != 0
+    assert "no file says what it should be" in typed.err
+    assert "--config" in typed.error[1]
+    assert "ApplyDeployment" not in names(ready)
+
+
+def test_production_is_not_asked_of_an_agent_that_is_not_in_it(
+    ready: ScriptedAgent, mvm: Type, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MVM_PRODUCTION", "1")
+    typed = mvm("new", "openclaw", "alice", "--no-check", "-c", str(folder / "deploy.toml"))
+    assert typed.status != 0
+    assert "not in production mode" in typed.error[0]
+    assert "ApplyDeployment" not in names(ready)
+    ready.answers["NodeInfo"] |= {"production": True}
+    assert mvm("new", "openclaw", "alice", "--no-check", "-c", str(folder / "deploy.toml")).status == 0
