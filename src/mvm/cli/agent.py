@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from mvm.cli import session
+from mvm.cli import certs, session
 from mvm.cli.output import AsJson, Format, Output, columns, emit
 
 app = typer.Typer(
     rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="The daemon that does the work."
 )
+app.add_typer(certs.app, name="certs")
 
 
 @app.command("serve")
@@ -23,13 +24,25 @@ def serve(
     metrics_port: Annotated[
         str | None, typer.Option(help="Show metrics and health on this loopback port; 0: any, off (MVM_METRICS_PORT).")
     ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Also take requests from the network, by certificates; off (MVM_LISTEN)."
+        ),
+    ] = None,
 ) -> None:
     """Run the agent in the foreground until SIGTERM or Ctrl-C; instances live on when it ends."""
     from mvm.host.daemon import serve as serve_host
 
     session.run(
         serve_host(
-            session.locations(runtime=runtime, production=production, log_level=log_level, metrics_port=metrics_port)
+            session.locations(
+                runtime=runtime,
+                production=production,
+                log_level=log_level,
+                metrics_port=metrics_port,
+                listen=listen,
+            )
         )
     )
 

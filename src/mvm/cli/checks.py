@@ -17,6 +17,7 @@ from pathlib import Path
 from mvm.cli.output import mib
 from mvm.host.client import AgentClient
 from mvm.host.locations import SYSTEM_SOCKET, Locations
+from mvm.host.remote_client import remote_client
 from mvm.model.errors import MvmError, Unavailable
 
 KVM_API_VERSION = 12
@@ -198,13 +199,20 @@ def agent_socket(locations: Locations) -> Path:
     return SYSTEM_SOCKET if system else locations.socket
 
 
+def agent_client(locations: Locations) -> AgentClient:
+    """A client of the agent that commands would use; it may not run."""
+    if locations.agent is not None:
+        return remote_client(locations, locations.agent)
+    return AgentClient(agent_socket(locations))
+
+
 async def agent(locations: Locations) -> Finding:
     matters = "it is the only process that changes anything; the first command starts one when none runs"
     path = agent_socket(locations)
     try:
-        await AgentClient(path).call("NodeInfo", timeout=5)
+        await agent_client(locations).call("NodeInfo", timeout=5)
     except Unavailable as error:
-        stale = path.exists()
+        stale = locations.agent is not None or path.exists()
         return Finding(
             name="agent",
             verdict=Verdict.WARNING if stale else Verdict.OK,
@@ -214,6 +222,8 @@ async def agent(locations: Locations) -> Finding:
         )
     except MvmError as error:
         return Finding(name="agent", verdict=Verdict.PROBLEM, found=error.message, matters=matters, remedy=error.hint)
+    if locations.agent is not None:
+        return Finding(name="agent", verdict=Verdict.OK, found=f"answers at tls://{locations.agent}", matters=matters)
     owner = "unknown"
     with contextlib.suppress(OSError, KeyError):
         owner = path.owner()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,7 +62,8 @@ def demo(
         state_file = demo_directory(session.locations(), name) / "standins.json"
         print(f"addresses and keys are in {state_file}; Ctrl-C ends it", file=sys.stderr, flush=True)
         raise typer.Exit(main(state_file, with_parent=False))
-    run = _Run(name, session.locations(runtime=runtime), runtime)
+    here = replace(session.locations(runtime=runtime), agent=None)  # its stand-ins are on this machine
+    run = _Run(name, here, runtime)
     if down:
         answer = session.run(run.take_down())
         emit(answer, lambda: f"the demo {name} is taken down", output, as_json)

@@ -28,6 +28,7 @@ def doctor(
 ) -> None:
     """Check this machine, and say what to do about what is missing. Status 1 when something keeps mvm from working."""
     from mvm.cli import checks
+    from mvm.cli.certificate_checks import agent_certificates
     from mvm.cli.firecracker_checks import firecracker_checks
     from mvm.cli.host_checks import host_checks
     from mvm.cli.image_checks import image_checks
@@ -42,6 +43,7 @@ def doctor(
         *session.run(firecracker_checks(locations)),
         *image_checks(locations),
         *session.run(network_checks()),
+        agent_certificates(locations),
         session.run(checks.agent(locations)),
         session.run(_orphans(locations, fix=fix)),
     ]
@@ -63,9 +65,8 @@ async def _orphans(locations: Locations, *, fix: bool) -> Finding:
     """What belongs to nobody. Only to clear it away an agent is started."""
     from mvm.cli import checks
     from mvm.cli.orphan_checks import orphans
-    from mvm.host.client import AgentClient
 
-    client = await session.agent() if fix else AgentClient(checks.agent_socket(locations))
+    client = await session.agent() if fix else checks.agent_client(locations)
     return await orphans(client, fix=fix)
 
 

@@ -66,6 +66,8 @@ async def install_openclaw(locations: Locations, deployment: Deployment, on_prog
     """Get OpenClaw on this host before the agent is asked to run it; nothing when it is there."""
     from mvm.openclaw.install import install_async
 
+    if locations.agent is not None:
+        return  # it is that host's, whose agent sees to it
     if os.environ.get("MVM_OPENCLAW_DIR") or not any(pool.role.runs_openclaw for pool in deployment.pools):
         return
     await install_async(locations.programs_dir, on_progress=on_progress)

@@ -1,4 +1,4 @@
-"""The agent's API server: frames of CONTRACT 9 and 15 on the local Unix socket.
+"""The agent's API server: frames of CONTRACT 9 and 15 on the local Unix socket (`mvm.host.remote`: from the network).
 
 A request is `{"Name": {...}}` (or `"Name"`), its answer `{"NameResult": {...}}` or `{"Error": {"code", "message",
 "hint"}}`, with `{"Progress": {...}}` frames before it. The server repeats the last progress while work goes on, so that
@@ -55,8 +55,10 @@ class Params(Frozen):
 class Call:
     """One request under way: who asks, and the way to tell them how it goes."""
 
-    def __init__(self, actor: str) -> None:
+    def __init__(self, actor: str, *, remote: bool = False) -> None:
+        """`remote`: the request came by the network."""
         self.actor = actor
+        self.remote = remote
         self._frames: asyncio.Queue[Json] = asyncio.Queue(_QUEUE_FRAMES)
         self._final: Json | None = None
         self._abandoned = False
@@ -109,6 +111,16 @@ class Request(Generic[S]):
     handle: Callable[[S, Any, Call], Awaitable[Json]]
     only_waits: bool = False
     """True when nothing is done but waiting: then a caller that hangs up ends it."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who is at the other end of a connection."""
+
+    actor: str
+    remote: bool = False
+    admit: Callable[[], None] = lambda: None
+    """Asked before each request is looked at; raises `QuotaExceeded` for one too many, which is then its answer."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +195,9 @@ class ApiServer(Generic[S]):
                     f"the agent serves {self._max_connections} connections at once and all are taken",
                     hint="try again in a moment",
                 )
-                await write_frame(writer, _error_frame(refusal), limit=API_FRAME_LIMIT)
+                await write_frame(writer, error_frame(refusal), limit=API_FRAME_LIMIT)
                 return
-            await self._converse(reader, writer, _actor(writer))
+            await self.converse(reader, writer, Peer(_actor(writer)))
         except FrameError:
             return  # the caller is gone
         except Exception:
@@ -195,16 +207,21 @@ class ApiServer(Generic[S]):
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, actor: str) -> None:
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
         """Answer one request after the other. The next one is read ahead, which is how a hang-up is noticed."""
         ahead = asyncio.create_task(read_frame(reader, limit=API_FRAME_LIMIT, timeout=None))
         try:
             while True:
                 try:
                     frame = await asyncio.wait_for(ahead, IDLE_SECONDS)
-                    started = self._begin(frame, actor)
+                    peer.admit()
+                    started = self._begin(frame, peer)
                 except TimeoutError:
                     return
+                except QuotaExceeded as error:
+                    await self._refuse(writer, error)
+                    ahead = asyncio.create_task(read_frame(reader, limit=API_FRAME_LIMIT, timeout=None))
+                    continue
                 except FrameError as error:
                     if error.kind is not FrameFault.CLOSED:
                         await self._refuse(writer, InvalidInput(f"not a request: {error}"))
@@ -220,16 +237,16 @@ class ApiServer(Generic[S]):
 
     async def _refuse(self, writer: asyncio.StreamWriter, error: MvmError) -> None:
         self._observe("invalid", str(error.code))
-        await write_frame(writer, _error_frame(error), limit=API_FRAME_LIMIT)
+        await write_frame(writer, error_frame(error), limit=API_FRAME_LIMIT)
 
-    def _begin(self, frame: object, actor: str) -> _Started:
+    def _begin(self, frame: object, peer: Peer) -> _Started:
         """Parse a request and start its work; raises `InvalidInput` for what is no request at all."""
         name, body = _named(frame)
         request = self._requests.get(name)
         if request is None:
             near = difflib.get_close_matches(name, self._requests, n=1)
             raise InvalidInput(f"request {name[:80]!r} is unknown", hint=f"did you mean {near[0]!r}?" if near else None)
-        call = Call(actor)
+        call = Call(peer.actor, remote=peer.remote)
         task = asyncio.create_task(self._carry_out(name, request, body, call), name=f"api {name}")
         self._work[task] = request
         task.add_done_callback(self._work.pop)
@@ -273,14 +290,14 @@ class ApiServer(Generic[S]):
             _check_fits(name, answer)
             return answer, "ok"
         except MvmError as error:
-            return _error_frame(error), str(error.code)
+            return error_frame(error), str(error.code)
         except Exception as error:
             log.exception("request failed")
             failure = MvmError(
                 f"the agent failed at {name}: {type(error).__name__}",
                 hint=f"this is a defect; the agent's log has more, under request_id {request_id}",
             )
-            return _error_frame(failure), "500"
+            return error_frame(failure), "500"
 
 
 def _named(frame: object) -> tuple[str, object]:
@@ -305,7 +322,7 @@ def _check_fits(name: str, answer: Json) -> None:
         ) from error
 
 
-def _error_frame(error: MvmError) -> Json:
+def error_frame(error: MvmError) -> Json:
     return {"Error": {"code": error.code, "message": error.message, "hint": error.hint}}
 
 

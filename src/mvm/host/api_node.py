@@ -62,6 +62,7 @@ async def node_info(host: Host, params: Nothing, call: Call) -> Json:
         "run_dir": str(locations.run_dir),
         "secrets_in_memory": locations.secrets_in_memory,
         "metrics_port": host.metrics_port,
+        "listen": host.listens,
         "tenants": len(host.catalog.tenants),
         "instances": len(host.catalog.instances),
     }

@@ -15,7 +15,7 @@ from mvm.host.reconcile import Ask
 from mvm.model import addresses
 from mvm.model.deployment import Deployment
 from mvm.model.desired import DesiredPool, DesiredState, validate_desired
-from mvm.model.errors import InvalidInput
+from mvm.model.errors import InvalidInput, Refused
 from mvm.model.manifest_tables import PoolSettings
 
 if TYPE_CHECKING:
@@ -80,6 +80,11 @@ async def pool_update(host: Host, params: PoolUpdate, call: Call) -> Json:
 
 async def reconcile(host: Host, params: Reconcile, call: Call) -> Json:
     """Validated whole before anything is done; a state that is meant for another node is refused."""
+    if call.remote and host.locations.production:
+        raise Refused(
+            "in production mode a state of the whole host is not taken from the network unsigned",
+            hint="run `mvm agent reconcile --desired FILE` on the host itself",
+        )
     state = validate_desired(params.desired, host_networks=_networks_in_the_way(host, params.desired))
     here = socket.gethostname()
     if state.node_id not in (LOCAL, here):

@@ -111,6 +111,8 @@ class Host:
     """Set while requests are taken."""
     metrics_port: int | None = None
     """Loopback port where the metrics and the console are shown."""
+    listens: str | None = None
+    """Where requests from the network are taken."""
     console_link: str | None = None
     """What opens the console in a browser; it has the token."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from mvm.host.client import AgentClient
 from mvm.host.locations import OFF, SYSTEM_SOCKET, Locations
 from mvm.host.private_directories import make_private
+from mvm.host.remote_client import remote_client
 from mvm.model.errors import TimedOut, Unavailable
 
 AGENT_COMMAND = (sys.executable, "-P", "-m", "mvm.cli.main", "agent", "serve")
@@ -39,11 +40,14 @@ async def ensure_agent(
     system_socket: Path = SYSTEM_SOCKET,
     say: Callable[[str], None] = say_on_stderr,
 ) -> AgentClient:
-    """A client of an agent that answers: the system's if there is one, else this person's own, started when need be.
+    """A client of an agent: the one elsewhere that `MVM_AGENT` names; else one that answers, the system's if there is
+    one, or this person's own, started when need be.
 
     Raises `Refused` when there is an agent that this person may not talk to (a second one is never started beside it),
     `Unavailable` when none runs and none may be started (`MVM_NO_AUTOSTART=1`) or it does not come up.
     """
+    if locations.agent is not None:
+        return remote_client(locations, locations.agent)
     if not locations.chosen and system_socket != locations.socket and _present(system_socket):
         return await _the_systems(system_socket)
     client = AgentClient(locations.socket)
@@ -170,6 +174,7 @@ def _settings(locations: Locations) -> dict[str, str]:
         "MVM_PRODUCTION": "1" if locations.production else "0",
         "MVM_LOG": locations.log_level,
         "MVM_METRICS_PORT": OFF if locations.metrics_port is None else str(locations.metrics_port),
+        "MVM_LISTEN": OFF if locations.listen is None else str(locations.listen),
     }
 
 

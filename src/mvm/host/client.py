@@ -113,7 +113,7 @@ class AgentClient:
                     raise _error(body)
                 yield kind, body
         except FrameError as error:
-            raise _transport_error(name, error) from error
+            raise self._broken(name, error) from error
         finally:
             writer.close()
             with contextlib.suppress(OSError):
@@ -146,6 +146,10 @@ class AgentClient:
                 f"no agent can be reached at '{self.socket}': {error.strerror or error}",
                 hint="is the run directory the right one? `mvm doctor` shows where it comes from",
             ) from None
+
+    def _broken(self, name: str, error: FrameError) -> MvmError:
+        """What it means for a caller that the answer to `name` could not be had."""
+        return _transport_error(name, error)
 
     async def answers(self) -> bool:
         """True when an agent answers on the socket; `Refused` when there is one that this user may not talk to."""

@@ -20,6 +20,7 @@ from mvm.host.autostart import log_path, prepare_directories
 from mvm.host.locations import Locations
 from mvm.host.networks import what_is_missing
 from mvm.host.programs import host_programs
+from mvm.host.remote import Identity, RemoteListener
 from mvm.network.taps import make_lasting_tap, open_tap, remove_lasting_tap
 from mvm.runtime.base import ChannelKind, Machine, Runtime
 from mvm.runtime.firecracker import FirecrackerRuntime
@@ -37,6 +38,7 @@ async def serve(locations: Locations) -> None:
     Requests are taken as soon as every instance that an earlier agent left in the middle of something is locked; one
     about such an instance waits until it is recovered.
     """
+    identity = await asyncio.to_thread(_identity, locations)
     await asyncio.to_thread(prepare_directories, locations)
     style = LogStyle.CONSOLE if sys.stderr.isatty() else LogStyle.JSON
     level = logging.getLevelNamesMapping()[locations.log_level.upper()]
@@ -71,7 +73,12 @@ async def serve(locations: Locations) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, host.shutdown.set)
         observe = await stack.enter_async_context(observed(host))
-        await _run(host, ApiServer(REQUESTS, host, observe=observe))
+        await run(host, ApiServer(REQUESTS, host, observe=observe), identity)
+
+
+def _identity(locations: Locations) -> Identity | None:
+    """By what the agent is known in the network; raises before anything is begun when it shall listen and has none."""
+    return None if locations.listen is None else Identity(locations.state_dir)
 
 
 def _open_tap(machine: Machine) -> int | None:
@@ -116,7 +123,9 @@ def _own_log(locations: Locations) -> Path | None:
         return None
 
 
-async def _run(host: Host, api: ApiServer[Host]) -> None:
+async def run(host: Host, api: ApiServer[Host], identity: Identity | None) -> None:
+    """Recover, take requests and do the agent's own work until it is told to end; `identity`: from the network too."""
+    remote = None if identity is None else RemoteListener(api, identity)
     holding = asyncio.Event()
     work = [
         asyncio.create_task(_recover(host, holding), name="recovery"),
@@ -128,6 +137,8 @@ async def _run(host: Host, api: ApiServer[Host]) -> None:
     try:
         await holding.wait()
         await api.start(host.locations.socket)
+        if remote is not None and host.locations.listen is not None:
+            host.listens = str(await remote.start(host.locations.listen))
         host.serving.set()
         log.info("agent serves", socket=str(host.locations.socket), instances=len(host.catalog.instances))
         await asyncio.wait([stopping, work[1]], return_when=asyncio.FIRST_COMPLETED)
@@ -135,7 +146,11 @@ async def _run(host: Host, api: ApiServer[Host]) -> None:
             work[1].result()
     finally:
         host.serving.clear()
+        if remote is not None:
+            remote.refuse_more()
         await api.close()
+        if remote is not None:
+            await remote.close()
         for task in (stopping, *work):
             task.cancel()
         await asyncio.gather(stopping, *work, return_exceptions=True)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mvm.host.endpoints import SCHEME, Endpoint
 from mvm.model.errors import InvalidInput
 
 SYSTEM_CONFIG = Path("/etc/mvm/mvm.toml")
@@ -39,6 +40,9 @@ _ENVIRONMENT = {
     "production": "MVM_PRODUCTION",
     "log_level": "MVM_LOG",
     "metrics_port": "MVM_METRICS_PORT",
+    "listen": "MVM_LISTEN",
+    "agent": "MVM_AGENT",
+    "certs_dir": "MVM_CERTS",
     "qemu_channel": "MVM_QEMU_CHANNEL",
     "autostart": "MVM_NO_AUTOSTART",
 }
@@ -46,10 +50,10 @@ SETTINGS = tuple(_ENVIRONMENT)
 """Names of the settings: keys of mvm.toml, of `flags` and of `Locations.origins`."""
 
 _FORMS = {"metrics_port": 'a number from 0 to 65535, or "off"'}
-_PATHS = frozenset({"state_dir", "run_dir", "programs_dir"})
+_PATHS = frozenset({"state_dir", "run_dir", "programs_dir", "certs_dir"})
 _SWITCHES = frozenset({"production", "autostart"})
 OFF = "off"
-"""What a port is said to be where there shall be none."""
+"""What a port or an address is said to be where there shall be none."""
 
 Setting = str | bool | int
 """A value as a flag, the environment or a file gives it."""
@@ -83,6 +87,12 @@ class Locations:
     """False when nobody may start an agent in the background (`MVM_NO_AUTOSTART=1`)."""
     metrics_port: int | None = None
     """Loopback port where the agent shows its metrics and its health; 0 is any free one, None is nowhere."""
+    listen: Endpoint | None = None
+    """Where the agent also takes requests from the network; port 0 is any free one, None is nowhere."""
+    agent: Endpoint | None = None
+    """The agent that commands talk to where it is not this host's own."""
+    certs_dir: Path | None = None
+    """Where an operator's certificate for such an agent is."""
     qemu_channel: str = QEMU_CHANNELS[0]
     """What carries the control channel of QEMU's machines."""
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -181,6 +191,7 @@ def resolve(
     qemu_channel = str(pick("qemu_channel", QEMU_CHANNELS[0]))
     _check("qemu_channel", qemu_channel, origins["qemu_channel"])
     metrics_port = pick("metrics_port", OFF)
+    listen, agent = pick("listen", OFF), pick("agent", OFF)
     secrets_dir, in_memory = _secrets_dir(run_dir, state_dir, uid, memory_mounts)
     return Locations(
         state_dir=state_dir,
@@ -193,6 +204,9 @@ def resolve(
         log_level=log_level,
         autostart=bool(pick("autostart", True)),
         metrics_port=_port(metrics_port, origins["metrics_port"]),
+        listen=_endpoint("listen", listen, origins["listen"]),
+        agent=_endpoint("agent", agent, origins["agent"]),
+        certs_dir=pick_path("certs_dir", state_dir / "operator"),
         qemu_channel=qemu_channel,
         origins=origins,
     )
@@ -269,6 +283,8 @@ def _check(name: str, value: str, where: str) -> None:
     valid = {"runtime": RUNTIMES, "log_level": LOG_LEVELS, "qemu_channel": QEMU_CHANNELS}.get(name)
     if valid and value not in valid:
         raise InvalidInput(f"{name} {value[:80]!r} is unknown ({where})", hint=f"it is one of: {', '.join(valid)}")
+    if name in ("listen", "agent"):
+        _endpoint(name, value, where)
 
 
 def _port(value: Setting, where: str) -> int | None:
@@ -280,6 +296,20 @@ def _port(value: Setting, where: str) -> int | None:
     raise InvalidInput(
         f"metrics_port {text[:80]!r} is no port ({where})", hint=f"it is {_FORMS['metrics_port']}; 0 takes any free one"
     )
+
+
+def _endpoint(name: str, value: Setting, where: str) -> Endpoint | None:
+    """An address of the network API; an agent's is written `tls://HOST:PORT`, so that nobody takes it for another."""
+    text = str(value)
+    if text == OFF:
+        return None
+    if name == "agent":
+        if not text.startswith(SCHEME):
+            raise InvalidInput(
+                f"agent {text[:80]!r} is no address of an agent ({where})", hint="write tls://HOST:PORT, or off"
+            )
+        text = text.removeprefix(SCHEME)
+    return Endpoint.parse(text, name, where)
 
 
 def _truth(value: str, variable: str) -> bool:

@@ -105,19 +105,21 @@ def answers() -> dict[str, Any]:
     }
 
 
-# What CONTRACT 17 lists. `agent certs` comes with the network API, which this version does not have.
+# What CONTRACT 17 lists.
 CONTRACT = """
 new, deploy, connect, events, explain, usage, doctor, demo,
 tenant create, tenant list, tenant info, tenant update, tenant destroy, tenant secrets set, tenant secrets rotate,
 pool create, pool list, pool info, pool build, pool scale, pool update, pool rollback, pool gc, pool destroy,
 instance create, instance list, instance start, instance stop, instance warm, instance sleep, instance wake,
 instance logs, instance stats, instance exec, instance destroy, agent serve, agent reconcile, agent desired,
+agent certs init, agent certs rotate, agent certs status,
 net verify, node info, node stats, node gc, user add, user list, user remove, user pair
 """
 TESTED_BY_THEMSELVES = {
     *("new", "deploy", "demo", "doctor", "usage", "events", "agent serve", "agent reconcile", "agent desired"),
     *("manifest schema", "manifest check", "tenant export", "tenant import", "tenant secrets set", "instance exec"),
     "setup firecracker",
+    *(f"agent certs {verb}" for verb in ("init", "rotate", "issue", "revoke", "status")),
 }
 
 

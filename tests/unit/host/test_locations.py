@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mvm.host.endpoints import Endpoint
 from mvm.host.locations import MAX_RUN_DIR_BYTES, ConfigFile, Locations, locate, memory_mounts, parse_config, resolve
 from mvm.model.errors import InvalidInput
 
@@ -93,6 +94,17 @@ def test_programs_are_found_in_a_checkout() -> None:
     assert resolved(checkout=Path("/src"), environ={"MVM_PROGRAMS_DIR": "p"}).programs_dir == Path("/w/p")
 
 
+def test_the_network_api_is_off_until_an_address_is_given() -> None:
+    assert (resolved().listen, resolved().agent) == (None, None)
+    file = parse_config(Path("/etc/mvm/mvm.toml"), 'listen = "[::1]:4433"\ncerts_dir = "mine"\n')
+    found = resolved(files=[file], environ={"MVM_AGENT": "tls://mvm.example:4433"})
+    assert (found.listen, str(found.listen)) == (Endpoint("::1", 4433), "[::1]:4433")
+    assert (found.agent, found.certs_dir) == (Endpoint("mvm.example", 4433), Path("/etc/mvm/mine"))
+    assert resolved(files=[file], flags={"listen": "off"}).listen is None
+    with pytest.raises(InvalidInput, match=r"listen 'nowhere' is no address \(environment MVM_LISTEN\)"):
+        resolved(environ={"MVM_LISTEN": "nowhere"})
+
+
 def test_a_run_directory_too_long_for_sockets_is_refused() -> None:
     with pytest.raises(InvalidInput, match="MVM_RUN_DIR") as caught:
         resolved(environ={"MVM_RUN_DIR": "/" + "x" * MAX_RUN_DIR_BYTES})
@@ -104,7 +116,11 @@ def test_a_run_directory_too_long_for_sockets_is_refused() -> None:
     [
         ('\nruntme = "qemu"\n', "mvm.toml:2: unknown key 'runtme'", "did you mean 'runtime'?"),
         ('colour = "red"\n', "mvm.toml:1: unknown key 'colour'", "its keys are: state_dir"),
-        ("[agent]\nport = 1\n", "mvm.toml:1: unknown key 'agent'", "its keys are"),
+        ("[daemon]\nport = 1\n", "mvm.toml:1: unknown key 'daemon'", "its keys are"),
+        ("listen = 4433\n", "mvm.toml:1: listen is 4433", "text in quotes"),
+        ('listen = "4433"\n', "listen '4433' is no address", "HOST:PORT"),
+        ('listen = "host:70000"\n', "listen 'host:70000' is no address", "HOST:PORT"),
+        ('agent = "host:4433"\n', "agent 'host:4433' is no address of an agent", "tls://HOST:PORT"),
         ("production = 1\n", "mvm.toml:1: production is 1", "true or false"),
         ('runtime = "vmware"\n', "runtime 'vmware' is unknown", "firecracker"),
         ("runtime = \n", "not valid TOML", "its keys are"),
