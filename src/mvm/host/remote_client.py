@@ -56,8 +56,9 @@ class RemoteClient(AgentClient):
                 "its authority changed?",
             ) from None
         except OSError as error:
+            reason = "nobody listens there" if isinstance(error, ConnectionRefusedError) else error.strerror or error
             raise Unavailable(
-                f"no agent can be reached at {where}: {error.strerror or error}",
+                f"no agent can be reached at {where}: {reason}",
                 hint="does one listen there (`mvm node info` on that host, setting `listen`)?",
             ) from None
 

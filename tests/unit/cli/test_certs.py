@@ -5,15 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.cli.conftest import Type
 
+from mvm.cli import checks
 from mvm.cli.certificate_checks import agent_certificates
 from mvm.cli.checks import Verdict
+from mvm.host.api import ApiServer, Call, Params, Request
 from mvm.host.endpoints import Endpoint
 from mvm.host.locations import Locations, locate
-from mvm.security.certificates import Authority
+from mvm.host.remote import Identity, RemoteListener
+from mvm.security.certificates import Authority, write_client
+
+
+class Nothing(Params):
+    pass
+
+
+async def node_info(services: None, params: Nothing, call: Call) -> dict[str, Any]:
+    return {}
 
 
 @pytest.fixture(autouse=True)
@@ -122,5 +134,20 @@ def test_a_command_for_an_agent_elsewhere_starts_none_here(
     mvm("agent", "certs", "issue", "alice", "--out", str(tmp_path / "out"))
     typed = mvm("tenant", "list")
     assert typed.status == 1
-    assert "no agent can be reached at tls://127.0.0.1:1" in typed.error[0]
+    assert typed.error[0] == "no agent can be reached at tls://127.0.0.1:1: nobody listens there"
     assert not (state_dir / "agent.log").exists()
+
+
+async def test_the_doctor_asks_the_agent_that_commands_use(locations: Locations, tmp_path: Path) -> None:
+    elsewhere = replace(locations, agent=Endpoint("127.0.0.1", 0), certs_dir=tmp_path / "out")
+    Authority(locations.state_dir).init()
+    write_client(tmp_path / "out", Authority(locations.state_dir).issue("alice"))
+    silent = await checks.agent(elsewhere)
+    assert (silent.verdict, "tls://127.0.0.1:0" in silent.found) == (Verdict.WARNING, True)
+    listener = RemoteListener(ApiServer({"NodeInfo": Request(Nothing, node_info)}, None), Identity(locations.state_dir))
+    try:
+        endpoint = await listener.start(Endpoint("127.0.0.1", 0))
+        found = await checks.agent(replace(elsewhere, agent=endpoint))
+        assert (found.verdict, found.found) == (Verdict.OK, f"answers at tls://{endpoint}")
+    finally:
+        await listener.close()
