@@ -165,9 +165,11 @@ class RemoteListener:
                 log.warning("a connection could not be accepted", reason=error.strerror or str(error))
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
+            await asyncio.sleep(0)  # callers that are already there are accepted without a wait: others have their turn
             if self._handshakes >= MAX_HANDSHAKES:
                 connection.close()
                 continue
+            self._handshakes += 1
             task = asyncio.create_task(self._serve(connection, str(address[0])), name="network api connection")
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
@@ -196,7 +198,6 @@ class RemoteListener:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=API_FRAME_LIMIT)
         protocol = asyncio.StreamReaderProtocol(reader)
-        self._handshakes += 1
         try:
             transport, _ = await loop.connect_accepted_socket(
                 lambda: protocol,

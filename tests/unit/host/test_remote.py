@@ -271,6 +271,21 @@ async def test_what_is_no_handshake_disturbs_nobody(remote: Remote) -> None:
     assert remote.desk.actors == [("alice", True)]
 
 
+async def test_those_who_show_no_certificate_take_up_a_bounded_room(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvm.host.remote.MAX_HANDSHAKES", 1)
+    where = (remote.endpoint.host, remote.endpoint.port)
+    silent, to_silent = await asyncio.open_connection(*where)
+    turned_away, to_turned_away = await asyncio.open_connection(*where)
+    assert await asyncio.wait_for(turned_away.read(), LIMIT) == b""
+    to_silent.write(b"no handshake")
+    await asyncio.wait_for(silent.read(), LIMIT)
+    assert await remote.client(remote.identity()).call("Greet") == {"actor": "alice"}
+    for writer in (to_silent, to_turned_away):
+        writer.close()
+
+
 async def test_an_agent_that_shall_listen_without_certificates_does_not_start(tmp_path: Path) -> None:
     async with opened_agent() as agent:
         locations = dataclasses.replace(agent.host.locations, state_dir=tmp_path, listen=LOOPBACK)
