@@ -90,10 +90,7 @@ def show_runner(image: Path, root: Path) -> None:
         return
     program = Path(script.read_text().split("exec ")[1].split(" ")[0])
     if program.is_relative_to("/tmp"):
-        shown = root / program.relative_to("/")
-        shown.parent.mkdir(parents=True)
-        shown.touch()
-        mount(str(program), shown, flags=MS_BIND)
+        mount(str(program.parent), root / program.parent.relative_to("/"), flags=MS_BIND)
 
 
 def _entries(directory: Path, without: set[str]) -> Iterator[Path]:
