@@ -44,6 +44,8 @@ class Desk:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            # Whoever runs tests in the background has it ignored, which a program inherits; a person's shell has not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     async def mvm(self, *arguments: str, status: int = 0) -> tuple[str, str]:
