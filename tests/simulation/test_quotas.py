@@ -169,3 +169,16 @@ async def test_a_wake_that_waits_for_room_is_told_of_once(world: World, monkeypa
     assert (await waiting).state is State.RUNNING
     actions = [entry["action"] for entry in world.audit.recent(ALICE, 100)]
     assert actions.count("QuotaExceeded") == 1
+
+
+async def test_a_wake_that_waits_for_room_ends_with_its_instance(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvm.host.wakes.ROOM_RETRY_SECONDS", 0.01)
+    await limit(world, max_vcpus=2)
+    working, wanted = await world.worker(), await world.worker(state=State.READY)
+    world.says(working, Activity.BUSY, in_flight=1)
+    waiting = asyncio.create_task(world.wakes.wake(wanted, actor="test"))
+    await until(lambda: "QuotaExceeded" in [e["action"] for e in world.audit.recent(ALICE, 100)], what="the wait")
+    await world.lifecycle.destroy(wanted, actor="test")
+    with pytest.raises(NotFound):
+        await asyncio.wait_for(waiting, 30)
+    assert world.state(working) is State.RUNNING

@@ -107,10 +107,16 @@ class Wakes:
         )
 
     async def _find_room(self, instance: Instance, *, actor: str) -> None:
-        """Return when the instance may be started, or nothing can be done for that; who waits is told of once."""
-        pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
+        """Return when the instance may be started, or nothing can be done for that; who waits is told of once.
+
+        Raises `NotFound` when it was destroyed meanwhile: nobody is put to sleep for nobody.
+        """
         while True:
             await self._make_room(instance, actor=actor)
+            instance = self._catalog.instance(instance.ref)
+            if instance.state is State.RUNNING:
+                return
+            pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
             try:
                 self._quotas.check_run(instance, pool)
             except QuotaExceeded:
