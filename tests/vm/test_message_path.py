@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import pytest_asyncio
-from tests.e2e.operator import CommandFailed, eventually
-from tests.vm.machines import ALICE, BOB, PATIENCE, TENANT, Machines, standin_machines
+from tests.e2e.operator import CommandFailed, Json, eventually
+from tests.vm.machines import ALICE, BOB, PATIENCE, TENANT, Machines, overrides, standin_machines
 from tests.vm.path import the_whole_path
+
+DORA = 5101
 
 pytestmark = [
     pytest.mark.vm,
@@ -106,3 +108,35 @@ async def test_guests_see_nobody_whom_they_may_not_see(machines: Machines) -> No
     assert tried[worker, f"any other port of {gateway}"] == "closed"
     for who in (gateway, worker):
         assert tried[who, "metadata of a cloud"] == "closed"
+
+
+async def test_guests_of_two_tenants_see_nothing_of_each_other(machines: Machines) -> None:
+    operator = machines.operator
+    bot = operator.telegram.add_bot("club_bot")
+    path = operator.write_deploy_toml(
+        {"dora": DORA}, telegram_token=bot.token, extra=overrides(operator, gateway_mib=768, worker_mib=1024)
+    )
+    await operator.mvm("new", "openclaw", "club", "--config", str(path))
+    sent = await operator.telegram.say(DORA, "hello, club", bot=bot)
+    assert await machines.say(ALICE, "hello, family") == ["You said: hello, family"]
+    (answer,) = await operator.telegram.wait_for_answers(DORA, 1, after=sent.number, timeout=PATIENCE, bot=bot)
+    assert (answer.text, answer.bot_id) == ("You said: hello, club", bot.id)
+
+    report = json.loads(await operator.mvm("net", "verify", "--json"))
+    assert report["passed"]
+    family = [operator.address(one) for one in (await machines.gateway(), await machines.worker())]
+    club = [operator.address(one) for one in (await operator.gateway("club"), await operator.worker("club"))]
+    for own, foreign in ((family, club), (club, family)):
+        for who in own:
+            across = tries(report, who, foreign)
+            assert len(across) == 6, "three ports of each of the other tenant's two"
+            assert set(across) == {"closed"}
+        gateway, worker = own
+        assert "closed" in (own_tries := tries(report, gateway, [worker]))
+        assert set(own_tries) != {"closed"}, "what may be reached does answer the same try"
+
+
+def tries(report: Json, who: str, names: Sequence[str]) -> list[str]:
+    """How an instance's tries of others came out."""
+    made = [check for check in report["checks"] if check["from"] == who]
+    return [check["found"] for check in made if any(name in check["what"] for name in names)]
