@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.nix.nix import FLAKE, REPOSITORY, STAND_IN, Nix, needs_nix
+from tests.nix.nix import FLAKE, REPOSITORY, STAND_IN, Nix, NixFailed, needs_nix
 
 from mvm.image.debian import initrd
 from mvm.image.nix import reference
@@ -50,6 +50,19 @@ def test_every_image_is_where_the_builder_looks_for_it(nix: Nix) -> None:
             assert reference.output(role, profile) in IMAGES
     inputs = nix.evaluate(f"builtins.attrNames (import {FLAKE}/flake.nix).inputs")
     assert set(inputs) == {"nixpkgs", INPUT}
+
+
+def test_its_lock_pins_nixpkgs_and_needs_nothing_new(nix: Nix, tmp_path: Path) -> None:
+    asked = ("nix", "flake", "metadata", "--json", "--no-update-lock-file")
+    root = json.loads(nix.run(*asked, f"path:{FLAKE}"))["locks"]["nodes"]
+    assert root["root"]["inputs"] == {"nixpkgs": "nixpkgs", INPUT: ["nixpkgs"]}
+    assert root["nixpkgs"]["locked"]["narHash"].startswith("sha256-")
+
+    for name in ("flake.nix", "flake.lock"):
+        text = (FLAKE / name).read_text()
+        (tmp_path / name).write_text(text.replace("nixpkgs/nixos-", "nixpkgs/another-"))
+    with pytest.raises(NixFailed):  # a branch that is not the lock's is asked for
+        nix.run(*asked, "--offline", f"path:{tmp_path}")
 
 
 def test_it_has_the_modules_of_the_contract_and_the_hosts(nix: Nix) -> None:
