@@ -6,6 +6,7 @@ bytes in order (with a checksum).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -15,13 +16,14 @@ from typing import BinaryIO
 
 import zstandard
 
-from mvm.model.errors import MvmError, SnapshotRejected
+from mvm.model.errors import MvmError, SnapshotRejected, Unavailable
 from mvm.runtime import sparse
 
 MAGIC = b"mvmram1\n"
 LEVEL = 3
 _HEAD = struct.Struct(">8sQ")
 _CHUNK = 1024 * 1024
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MAX_HEADER = 64 * 1024 * 1024
 
 
@@ -63,7 +65,10 @@ def compress(source: Path, target: Path, abandon: Callable[[], bool] = lambda: F
 
 
 def decompress(source: Path, target: Path) -> None:
-    """Make the file that was compressed; on failure there is none. Raises `SnapshotRejected` when it is damaged."""
+    """Make the file that was compressed; on failure there is none.
+
+    Raises `SnapshotRejected` when it is damaged, `Unavailable` when there is no room: then it is as good as before.
+    """
     try:
         with source.open("rb") as reader, target.open("xb") as writer:
             os.fchmod(writer.fileno(), 0o600)
@@ -78,7 +83,15 @@ def decompress(source: Path, target: Path) -> None:
                     _write_extent(unpacked, size, writer)
                 if unpacked.read(1):
                     raise ValueError("it is longer than it should be")
-    except (OSError, ValueError, KeyError, TypeError, struct.error, zstandard.ZstdError) as error:
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        if error.errno in _NO_ROOM:
+            raise Unavailable(
+                f"there is no room to unpack the memory to '{target}': {error.strerror}",
+                hint="make room on that file system; it goes on from its memory then",
+            ) from error
+        raise SnapshotRejected(f"the compressed memory cannot be unpacked: {error}") from error
+    except (ValueError, KeyError, TypeError, struct.error, zstandard.ZstdError) as error:
         target.unlink(missing_ok=True)
         raise SnapshotRejected(f"the compressed memory cannot be unpacked: {error}") from error
 

@@ -3,7 +3,8 @@
 A snapshot is `memory/snapshot.json`, written last and renamed into place: what it names was flushed to disk before.
 It says by what the files were made and what they were, so that nothing is restored that does not belong together: a
 damaged or exchanged file, another image, processor, kernel or version, a data drive that was written since. Waking uses
-the snapshot up: the name is taken away before anything of the guest may run.
+the snapshot up: the name is taken away before anything of the guest may run. Until a machine is told to go on from the
+files they are as they were, so what an agent took and did not live to use is given back.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from typing import Protocol
 from mvm.model.errors import SnapshotRejected
 from mvm.runtime import compression, sparse
 from mvm.runtime.base import Snapshot
+from mvm.runtime.records import boot_id
 
 FORMAT = "1"
 METADATA = "snapshot.json"
 CONSUMED = "snapshot.used"
+TAKEN = "snapshot.taken"
+"""Followed by the boot of the host: after a power cut nobody knows whether a machine ran."""
 DEVICES = "devices"
 COMPRESSED = "ram.zst"
 UNFINISHED = ("ram.new", "snapshot.new")
@@ -142,26 +146,46 @@ def load(directory: Path) -> Snapshot | None:
 
 
 def consume(files: Place) -> None:
-    """Take the name away: from now on the files may change. Raises `SnapshotRejected` when it is gone.
+    """Take the name away: nobody else can use the files. Raises `SnapshotRejected` when it is gone.
 
     `sparse.sync_directory` makes it last; until then a power cut may bring the name back.
     """
     try:
-        os.replace(files.memory / METADATA, files.memory / CONSUMED)
+        os.replace(files.memory / METADATA, _taken(files))
     except FileNotFoundError:
         raise SnapshotRejected("the snapshot was used already") from None
 
 
+def begin(files: Place) -> None:
+    """A machine is told to go on from the files, and they may change: `untouched` does not give them back any more."""
+    os.replace(_taken(files), files.memory / CONSUMED)
+
+
 def give_back(files: Place) -> None:
-    """Undo `consume`, as long as no machine was told to use the files."""
-    with suppress(FileNotFoundError):
-        os.replace(files.memory / CONSUMED, files.memory / METADATA)
+    """Undo `consume`, as long as no machine went on from the files."""
+    for name in (files.memory / CONSUMED, _taken(files)):
+        with suppress(FileNotFoundError):
+            os.replace(name, files.memory / METADATA)
+
+
+def untouched(files: Place) -> Snapshot | None:
+    """Give back what was taken in this boot of the host and then not used; no process may have it. None: not so."""
+    if not _taken(files).exists():
+        return None
+    give_back(files)
+    return load(files.memory)
+
+
+def _taken(files: Place) -> Path:
+    return files.memory / f"{TAKEN}-{boot_id()}"
 
 
 def remove_used(files: Place) -> None:
     """The guest runs: remove what it was restored from. Idempotent."""
     for name in (CONSUMED, DEVICES, COMPRESSED, *UNFINISHED):
         (files.memory / name).unlink(missing_ok=True)
+    for path in files.memory.glob(f"{TAKEN}-*"):
+        path.unlink(missing_ok=True)
 
 
 def discard_name(files: Place) -> None:

@@ -56,13 +56,18 @@ def spawn(
     return identity
 
 
-def limit(pid: int, *, open_files: int) -> None:
-    """Limits for a machine's process besides those of its control group; where they cannot be had it does without."""
+def limit(pid: int, *, open_files: int, file_bytes: int | None = None) -> None:
+    """Limits for a machine's process besides those of its control group; where they cannot be had it does without.
+
+    `file_bytes` is how long it may make a file: a guest that took its machine over cannot fill the host's disk.
+    """
     if sys.platform != "linux":
         return
     with suppress(OSError, ValueError):
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files, open_files))
+        if file_bytes is not None:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     with suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
 

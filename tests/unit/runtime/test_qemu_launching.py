@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -100,6 +101,15 @@ async def test_it_inherits_its_files_and_no_other_and_no_environment(subject: Ma
     assert seen - {"0", "1", "2"} == wanted
     names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
     assert names <= {"PATH", "MVM_MACHINE", "PWD", "SHLVL", "_", "OLDPWD"}
+
+
+async def test_it_cannot_make_a_file_longer_than_those_it_is_given(subject: Machine, tmp_path: Path) -> None:
+    files = Files.of(subject)
+    qemu = program(tmp_path / "qemu", "exec sleep 600")
+    with launching.opened(hardware(tmp_path), files, images(tmp_path), ram(files), None) as descriptors:
+        identity = launching.launch(qemu, subject, files, HARDWARE, descriptors, incoming=False)
+    assert resource.prlimit(identity.pid, resource.RLIMIT_FSIZE) == (64 << 20, 64 << 20)
+    await launching.end_all(files, who="it")
 
 
 async def test_one_that_cannot_be_started_leaves_nothing(subject: Machine, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 from tests.unit.runtime.qemu_machines import machine
 
-from mvm.model.errors import MvmError, SnapshotRejected
+from mvm.model.errors import MvmError, SnapshotRejected, Unavailable
 from mvm.runtime import bases, compression, saved, sparse
 from mvm.runtime.base import Snapshot
 from mvm.runtime.qemu.bases import keep_files
 from mvm.runtime.qemu.files import Files
+from mvm.runtime.qemu.runtime import QemuRuntime
 from mvm.runtime.qemu.snapshots import SNAPSHOTS
 
 MADE_BY = {
@@ -115,6 +117,52 @@ def test_it_is_given_back_when_nothing_touched_it(files: Files, snapshot: Snapsh
     saved.consume(files)
     saved.give_back(files)
     assert saved.load(files.memory) == snapshot
+
+
+async def test_what_a_killed_agent_took_and_did_not_use_is_there_for_the_next(
+    tmp_path: Path, files: Files, snapshot: Snapshot
+) -> None:
+    saved.consume(files)
+    later = QemuRuntime()
+    assert await later.saved_snapshot(machine(tmp_path)) == snapshot
+    SNAPSHOTS.verify(files, snapshot, MADE_BY)
+
+
+async def test_what_a_machine_was_told_to_go_on_from_is_given_back_by_nobody(
+    tmp_path: Path, files: Files, snapshot: Snapshot
+) -> None:
+    saved.consume(files)
+    saved.begin(files)
+    assert await QemuRuntime().saved_snapshot(machine(tmp_path)) is None
+
+
+async def test_after_a_power_cut_nothing_that_was_taken_is_given_back(
+    tmp_path: Path, files: Files, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved.consume(files)
+    monkeypatch.setattr(saved, "boot_id", lambda: "another boot")
+    assert await QemuRuntime().saved_snapshot(machine(tmp_path)) is None
+    saved.discard(files)
+    assert not any(files.memory.iterdir())
+
+
+def test_without_room_to_unpack_the_snapshot_stays_as_it_was(
+    files: Files, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SNAPSHOTS.compress(files)
+    compressed = saved.load(files.memory)
+    assert compressed is not None
+    with monkeypatch.context() as full:
+        full.setattr(compression, "_write_extent", no_room)
+        with pytest.raises(Unavailable, match="no room"):
+            SNAPSHOTS.make_ready(files, compressed, MADE_BY, uid=None)
+    assert not files.ram.exists()
+    SNAPSHOTS.make_ready(files, compressed, MADE_BY, uid=None)
+    assert files.ram.stat().st_size == 64 << 20
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_discarding_leaves_the_memory_of_a_guest_that_goes_on(files: Files, snapshot: Snapshot) -> None:

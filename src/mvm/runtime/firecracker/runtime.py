@@ -193,6 +193,7 @@ class FirecrackerRuntime:
                 for call, body in configuration.logging():
                     await client.tell(call, body)
                 loading = True
+                saved.begin(places)
                 await self._load(machine, client)
         except BaseException as error:
             if not loading:
@@ -265,7 +266,11 @@ class FirecrackerRuntime:
         await asyncio.to_thread(saved.discard, Files.of(machine))
 
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
-        return saved.load(Files.of(machine).memory)  # a small file: sooner read than given to a thread
+        places = Files.of(machine)
+        found = saved.load(places.memory)  # a small file: sooner read than given to a thread
+        if found is None and launching.find(places) is None:
+            return saved.untouched(places)
+        return found
 
     async def compress_snapshot(self, machine: Machine, abandon: Callable[[], bool]) -> int | None:
         places = Files.of(machine)

@@ -148,9 +148,15 @@ def launch(
         output=files.output,
         held=descriptors.all(),
     )
-    spawning.limit(identity.pid, open_files=MAX_OPEN_FILES)
+    spawning.limit(identity.pid, open_files=MAX_OPEN_FILES, file_bytes=_longest_file(descriptors))
     Record(identity=identity).write(files.record)
     return identity
+
+
+def _longest_file(descriptors: Descriptors) -> int:
+    """Bytes of the longest file that a QEMU is given: its memory or a drive. What it writes of its devices is less."""
+    drives = (number for numbers in descriptors.drives.values() for number in numbers)
+    return max(os.fstat(number).st_size for number in (descriptors.ram, *drives))
 
 
 def bound(machine: Machine, files: Files, identity: Identity) -> None:

@@ -188,6 +188,7 @@ class QemuRuntime:
                 raise
             try:
                 await lasting
+                saved.begin(files)
                 await self._load(monitor, files)
             except (MvmError, OSError) as error:
                 await self._end(machine, files)
@@ -285,7 +286,11 @@ class QemuRuntime:
             await asyncio.to_thread(saved.discard_name, files)
 
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
-        return saved.load(Files.of(machine).memory)  # a small file: sooner read than given to a thread
+        files = Files.of(machine)
+        found = saved.load(files.memory)  # a small file: sooner read than given to a thread
+        if found is None and launching.find(files) is None:
+            return saved.untouched(files)
+        return found
 
     async def compress_snapshot(self, machine: Machine, abandon: Callable[[], bool]) -> int | None:
         files = Files.of(machine)
