@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
+from collections.abc import Callable
 from contextlib import suppress
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -11,6 +13,8 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 CHUNK_BYTES = 64 * 1024
 KEEP_ALIVE = (60, 10, 6)
 """Seconds of silence before the first probe, seconds between probes, probes before the peer counts as gone."""
+UNACKNOWLEDGED_SECONDS = 60.0
+"""How long the kernel goes on sending to a peer that confirms nothing; left alone it takes a quarter of an hour."""
 HALF_OPEN_SECONDS = 30.0
 """How long one direction may go on after the other has ended."""
 
@@ -28,11 +32,16 @@ def keep_alive(writer: asyncio.StreamWriter) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sys.platform == "linux":
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_SECONDS * 1000))
 
 
-async def join(one: Connection, other: Connection) -> None:
-    """Carry bytes both ways until both directions have ended or one is lost. Closes neither connection's writer."""
-    tasks = [asyncio.create_task(_carry(one[0], other[1])), asyncio.create_task(_carry(other[0], one[1]))]
+async def join(one: Connection, other: Connection, heard: Callable[[], None] = lambda: None) -> None:
+    """Carry bytes both ways until both directions have ended or one is lost. Closes neither connection's writer.
+
+    `heard` is called whenever `other` says something.
+    """
+    tasks = [asyncio.create_task(_carry(one[0], other[1])), asyncio.create_task(_carry(other[0], one[1], heard))]
     try:
         done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if rest and not any(task.exception() for task in done):
@@ -50,8 +59,11 @@ async def close(writer: asyncio.StreamWriter, seconds: float = 1.0) -> None:
         await asyncio.wait_for(writer.wait_closed(), seconds)
 
 
-async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _carry(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Callable[[], None] = lambda: None
+) -> None:
     while data := await reader.read(CHUNK_BYTES):
+        heard()
         writer.write(data)
         await writer.drain()
     if writer.can_write_eof():

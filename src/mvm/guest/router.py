@@ -25,7 +25,7 @@ from mvm.guest.router_lobby import Lobby
 from mvm.guest.router_outbound import OutboundDesk
 from mvm.guest.router_table import RouterTable
 from mvm.guest.router_wake import WAKE_SECONDS, Wakes
-from mvm.guest.router_ws import WorkerPipe
+from mvm.guest.router_ws import SILENCE_SECONDS, WorkerPipe
 from mvm.guest.tokens import TokenFile
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class RouterSettings:
     worker_tokens: Path
     """Directory with one token file per granted worker."""
     wake_seconds: float = WAKE_SECONDS
+    silence_seconds: float = SILENCE_SECONDS
     longest_delay: float = LONGEST_DELAY
     """Longest pause between two attempts to hand an outbound message to OpenClaw."""
 
@@ -97,7 +98,7 @@ class Router:
             table=self.table,
             journal=self._journal,
             wakes=self._wakes,
-            workers=WorkerPipe(self._wakes, source=settings.guest_ip),
+            workers=WorkerPipe(self._wakes, source=settings.guest_ip, silence_seconds=settings.silence_seconds),
             lobby=Lobby(host, self._events),
             events=self._events,
         )

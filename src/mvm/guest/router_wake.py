@@ -25,6 +25,8 @@ LONGEST_PAUSE = 8.0
 MAX_REFUSALS = 3
 """A refusal is final, but the host may also be in the middle of a change of its table."""
 PROBE_SECONDS = 1.0
+RUNNING = "running"
+"""The state (CONTRACT 4) of an instance whose programs run."""
 
 _TRY_LATER = "Please try again in a few minutes; the operator has been told."
 NOTICE_UNREACHABLE = f"Your assistant could not be woken: the machine that runs it does not answer. {_TRY_LATER}"
@@ -84,14 +86,20 @@ class Wakes:
 
     async def address(self, worker: Worker) -> str:
         """Address of the worker without waking it. Raises `HostUnreachable` or `HostRefused`."""
-        query = messages.QueryInstanceStatus(
-            tenant_id=worker.tenant_id, pool_id=worker.pool_id, instance_id=worker.instance_id
-        )
-        found = await self._host.ask(query)
+        found = await self._host.ask(_query(worker))
         if found.guest_ip is None:
             raise HostUnreachable("the host does not know the worker's address yet")
         self._addresses[worker.instance_id] = found.guest_ip
         return found.guest_ip
+
+    async def runs(self, worker: Worker) -> bool:
+        """Whether a worker runs, as the host says; also true while the host cannot be asked."""
+        try:
+            found = await self._host.ask(_query(worker))
+        except (HostUnreachable, HostRefused) as error:
+            log.debug("nobody knows whether %s runs: %s", worker.key, error)
+            return True
+        return found.status == RUNNING
 
     async def close(self) -> None:
         """End the wakes that are waited for here (the host goes on with them)."""
@@ -151,6 +159,12 @@ class Wakes:
             return None
         await pipe.close(writer)
         return address
+
+
+def _query(worker: Worker) -> messages.QueryInstanceStatus:
+    return messages.QueryInstanceStatus(
+        tenant_id=worker.tenant_id, pool_id=worker.pool_id, instance_id=worker.instance_id
+    )
 
 
 def _for_the_person(refusal: HostRefused) -> str | None:

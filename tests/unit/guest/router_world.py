@@ -36,6 +36,8 @@ class HostDesk:
         self.pairings: list[str] = []
         self.code: str | None = "K7QF3M"
         self.on_wake: Any = None
+        self.status = "sleeping"
+        self.questions = 0
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -71,7 +73,8 @@ class HostDesk:
                 ip = self.addresses[request.instance_id]
                 return messages.WakeResult(success=True, guest_ip=ip, state="running")
             case messages.QueryInstanceStatus():
-                return messages.InstanceStatus(status="sleeping", guest_ip=self.addresses[request.instance_id])
+                self.questions += 1
+                return messages.InstanceStatus(status=self.status, guest_ip=self.addresses[request.instance_id])
             case messages.RequestPairing():
                 self.pairings.append(request.peer)
                 return messages.PairingCode(
@@ -92,6 +95,8 @@ class FakeWorker:
         self.heads: list[bytes] = []
         self.sources: list[str] = []
         self.drop_next = 0
+        self.silent = asyncio.Event()
+        """While it is set it reads and says nothing, as a machine that ended without a word."""
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -113,10 +118,13 @@ class FakeWorker:
             return
         try:
             self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+            if self.silent.is_set():
+                await reader.read()
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
             while line := await reader.readline():
-                writer.write(line.upper())
-                await writer.drain()
+                if not self.silent.is_set():
+                    writer.write(line.upper())
+                    await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         writer.close()
@@ -150,6 +158,7 @@ class World:
     worker: FakeWorker = field(default_factory=lambda: FakeWorker("127.0.0.8"))
     router: Router | None = None
     wake_seconds: float = 20.0
+    silence_seconds: float = 5.0
 
     async def start(self) -> None:
         (self.root / "workers").mkdir(parents=True)
@@ -211,6 +220,7 @@ class World:
             token=self.root / "run" / "router-token",
             worker_tokens=self.root / "workers",
             wake_seconds=self.wake_seconds,
+            silence_seconds=self.silence_seconds,
             longest_delay=0.1,
         )
         self.router = Router(settings, self.host.connect)
@@ -220,6 +230,11 @@ class World:
         if self.router is not None:
             await self.router.close(grace=0.5)
             self.router = None
+
+    async def restart_router(self, *, silence_seconds: float) -> None:
+        self.silence_seconds = silence_seconds
+        await self.stop_router()
+        await self.start_router()
 
     async def close(self) -> None:
         await self.stop_router()

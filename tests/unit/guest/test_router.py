@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -271,6 +272,41 @@ async def test_a_connection_dropped_before_the_answer_is_made_again(world: World
     _, writer, head = await world.open_ws()
     assert head.startswith(b"HTTP/1.1 101")
     assert len(world.worker.sources) == 3
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_turn_whose_worker_ended_without_a_word_is_hung_up(world: World) -> None:
+    await world.restart_router(silence_seconds=0.05)
+    reader, writer, _ = await world.open_ws()
+    world.worker.silent.set()
+    world.host.status = "running"
+    writer.write(b"are you there\n")
+    await until(lambda: world.host.questions >= 2, what="a second question about a worker that runs")
+    world.worker.silent.clear()
+    writer.write(b"still here\n")
+    assert await asyncio.wait_for(reader.readline(), 5) == b"STILL HERE\n"
+
+    world.worker.silent.set()
+    world.host.status = "stopped"
+    with suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+async def test_a_worker_that_ends_before_it_answers_is_woken_again(world: World) -> None:
+    await world.restart_router(silence_seconds=0.05)
+    world.worker.silent.set()
+    world.host.status = "stopped"
+
+    async def wakes(instance_id: str) -> None:
+        if len(world.host.wakes) > 1:
+            world.worker.silent.clear()
+
+    world.host.on_wake = wakes
+    _, writer, head = await world.open_ws()
+    assert head.startswith(b"HTTP/1.1 101")
+    assert len(world.host.wakes) == 2
     writer.close()
     await writer.wait_closed()
 
