@@ -18,6 +18,7 @@ from tests.e2e.operator import eventually, kill
 from tests.vm.leftovers import nothing_is_left_over
 from tests.vm.machines import ALICE, BOB, PATIENCE, TENANT, Machines, standin_machines
 
+from mvm.demo.model_provider import Reply
 from mvm.host.client import AgentClient
 
 pytestmark = [
@@ -125,6 +126,17 @@ async def test_a_machine_that_is_killed_asleep_in_the_night_boots_from_its_data(
     await nothing_is_left_over(machines)
     assert await machines.say(ALICE, "are you there") == ["You said: are you there"]
     assert (await machines.inside(await machines.worker(), "cat", "/data/note")).strip() == "kept"
+    await nothing_is_left_over(machines)
+
+
+async def test_a_machine_that_is_killed_while_it_thinks_is_woken_and_answers_once(machines: Machines) -> None:
+    assert await machines.say(ALICE, "good evening") == ["You said: good evening"]
+    machines.operator.model.script(Reply("done thinking", delay=8.0), contains="think hard")
+    saying = asyncio.create_task(machines.say(ALICE, "think hard"))
+    await machines.operator.model.wait_for_turns(1, containing="think hard", timeout=PATIENCE)
+    # Its machine closes no connection: only who asks after it finds out.
+    await machines.kill_machine(await machines.worker())
+    assert await saying == ["done thinking"]
     await nothing_is_left_over(machines)
 
 
