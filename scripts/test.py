@@ -36,12 +36,16 @@ def pytest(selection: str, arguments: list[str], environment: dict[str, str], ba
     return 0 if status == NO_TESTS_COLLECTED else status
 
 
-def survivors(mark: str) -> dict[int, str]:
-    """Processes of this test run that still exist, with their command lines."""
-    needle, found = f"{MARK}={mark}".encode(), {}
+def survivors(mark: str, temporary: Path) -> dict[int, str]:
+    """Processes of this test run that still exist, with their command lines.
+
+    Machines inherit no mark; they are told of their directory, which is in the temporary one.
+    """
+    needles, found = (f"{MARK}={mark}".encode(), os.fsencode(temporary)), {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if needle in (process / "environ").read_bytes() and int(process.name) != os.getpid():
+            environment = (process / "environ").read_bytes()
+            if any(needle in environment for needle in needles) and int(process.name) != os.getpid():
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 found[int(process.name)] = command[:160]
     return found
@@ -64,10 +68,10 @@ def kernel_objects() -> set[str]:
 def left_behind(mark: str, temporary: Path, before: set[Path], objects: set[str]) -> list[str]:
     """What the tests left: processes (ended here, after a grace), kernel objects, files in memory and on the disk."""
     deadline = time.monotonic() + GRACE_SECONDS
-    while survivors(mark) and time.monotonic() < deadline:
+    while survivors(mark, temporary) and time.monotonic() < deadline:
         time.sleep(0.2)
-    left = [f"process {pid}: {command}" for pid, command in survivors(mark).items()]
-    for pid in survivors(mark):
+    left = [f"process {pid}: {command}" for pid, command in survivors(mark, temporary).items()]
+    for pid in survivors(mark, temporary):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     left += sorted(kernel_objects() - objects)

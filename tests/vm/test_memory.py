@@ -21,13 +21,18 @@ AT_ONCE = 4
 """People who write at the same time: an emulated gateway takes some seconds for each."""
 
 
+PAUSED_SOON = "runtime_policy = { warm_after_idle_seconds = 5, min_running_seconds = 0 }\n"
+
+
 @pytest_asyncio.fixture
 async def crowd(private_network: None, tmp_path: Path) -> AsyncIterator[Machines]:
     """A real gateway of 1024 MiB for 20 people, whose workers are stand-ins."""
     package = mixed_openclaw(tmp_path / "mixed")
     async with operator(MVM_RUNTIME="qemu", MVM_IMAGE_CACHE=str(cache()), MVM_OPENCLAW_DIR=str(package)) as someone:
-        sizes = overrides(someone, gateway_mib=1024, worker_mib=1024) + "\n[quotas]\nmax_running = 32\n"
-        await someone.new(TENANT, USERS, extra=sizes, seconds=FIRST_START_SECONDS)
+        sizes = overrides(someone, gateway_mib=1024, worker_mib=1024).replace("vcpus = 1", "vcpus = 2", 1)
+        # An emulated machine costs the host something also while it does nothing; one that is paused does not.
+        extra = f"{sizes}{PAUSED_SOON}\n[quotas]\nmax_running = 32\nmax_warm = 32\n"
+        await someone.new(TENANT, USERS, extra=extra, seconds=FIRST_START_SECONDS)
         yield Machines(someone)
 
 
