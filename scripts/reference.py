@@ -153,13 +153,14 @@ COMMANDS_HEAD = """\
 Made from the commands by `scripts/reference.py`; do not edit it. `mvm COMMAND --help` says the same.
 
 Whatever lists or shows takes `-o table`, `-o json`, `-o yaml` and `--json`: then stdout is exactly one document, and
-progress, notes and errors go to stderr. What destroys asks first, unless `--force` is given. Exit status: 0 done,
+progress, notes and errors go to stderr. What destroys asks first; its `--force` does not ask. Exit status: 0 done,
 1 failed, 2 the command or a file is wrong, 3 not found, 4 refused by a quota, policy or permission, 130 interrupted;
 `mvm instance exec` ends with the program's own.
 
 Before the command, `mvm` takes `--state-dir DIR` and `--run-dir DIR`, the directories of an agent of your own.
 """
-EVERYWHERE = frozenset({"--output", "--json", "--help", "--force"})
+EVERYWHERE = frozenset({"--output", "--json", "--help"})
+"""Said once, in the head."""
 
 
 def commands() -> str:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tests.unit.cli.test_commands import leaves
+from tests.unit.cli.test_commands import leaves, typable
 
 from mvm.cli.main import COMMANDS
 from mvm.host.locations import SETTINGS
@@ -87,3 +87,16 @@ def test_every_command_and_setting_is_written_down_somewhere() -> None:
     assert [leaf for leaf in leaves() if f"mvm {leaf}" not in everything] == []
     assert [name for name in COMMANDS if f"mvm {name}" not in everything] == []
     assert [name for name in SETTINGS if f"`{name}`" not in everything] == []
+
+
+def test_the_reference_has_every_option_of_every_command() -> None:
+    _, *sections = re.split(r"^### ", (ROOT / "docs/commands.md").read_text(), flags=re.MULTILINE)
+    described = {section.split("`")[1]: section for section in sections}
+    missing = []
+    for leaf, command in typable():
+        (text,) = (text for usage, text in described.items() if f"{usage} ".startswith(f"mvm {leaf} "))
+        known = re.findall(r"--[a-z0-9-]+", " ".join(re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)))
+        options = {name for o in command.params if o.param_type_name == "option" for name in o.opts if name[:2] == "--"}
+        # Of these the head speaks, once for all commands.
+        missing += [f"{leaf} {name}" for name in sorted(options - {"--output", "--json", "--help", *known})]
+    assert missing == []

@@ -123,15 +123,20 @@ TESTED_BY_THEMSELVES = {
 }
 
 
-def leaves(command: Any = None, path: str = "") -> Iterator[str]:
-    """Every command that can be typed."""
+def typable(command: Any = None, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command that can be typed, with what its parser knows of it."""
     command = command or get_command(app)
     inner = getattr(command, "commands", None)
     if inner is None:
-        yield path
+        yield path, command
     else:
         for name in inner:
-            yield from leaves(inner[name], f"{path} {name}".strip())
+            yield from typable(inner[name], f"{path} {name}".strip())
+
+
+def leaves() -> Iterator[str]:
+    """Every command that can be typed."""
+    return (path for path, _ in typable())
 
 
 def test_every_command_of_the_contract_exists_and_every_command_has_its_tests() -> None:
