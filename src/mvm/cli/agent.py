@@ -51,16 +51,27 @@ def serve(
 def status(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
     """Show whether an agent runs here, and which; never starts one."""
     from mvm.cli.node import described
+    from mvm.host.client import NoAgent
+    from mvm.model.errors import Unavailable
 
-    answer = session.run(_ask_running("NodeInfo"))
+    try:
+        answer = session.run(_ask_running("NodeInfo"))
+    except NoAgent as error:
+        how = "the next command starts one" if session.locations().autostart else "`mvm agent serve` starts one"
+        raise Unavailable(error.message, hint=f"{how}; instances live on without it") from None
     emit(answer, lambda: described(answer), output, as_json)
 
 
 @app.command("stop")
 def stop(output: Output = Format.TABLE, as_json: AsJson = False) -> None:
-    """End the agent that runs here. Instances live on; nobody wakes sleepers until it runs again."""
-    answer = session.run(_ask_running("Shutdown"))
-    emit(answer, lambda: "the agent ends; instances live on", output, as_json)
+    """End the agent that runs here, if one does. Instances live on; nobody wakes sleepers until it runs again."""
+    from mvm.host.client import NoAgent
+
+    try:
+        answer, told = session.run(_ask_running("Shutdown")), "the agent ends; instances live on"
+    except NoAgent as error:
+        answer, told = {}, f"{error.message}; there is nothing to end"
+    emit(answer, lambda: told, output, as_json)
 
 
 @app.command("reconcile")
@@ -116,12 +127,7 @@ def read_json(path: Path) -> object:
 
 
 async def _ask_running(request: str) -> session.Json:
-    """Ask the agent that runs; raises `Unavailable` when none does."""
-    from dataclasses import replace
+    """Ask the agent that other commands would use, and start none; raises `NoAgent` when nobody listens there."""
+    from mvm.cli.checks import agent_client
 
-    from mvm.host.autostart import ensure_agent
-
-    locations = session.locations()
-    origins = {**locations.origins, "autostart": "this command starts none"}
-    client = await ensure_agent(replace(locations, autostart=False, origins=origins))
-    return await client.call(request)
+    return await agent_client(session.locations()).call(request)

@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from mvm.cli.output import mib
+from mvm.host.autostart import is_there
 from mvm.host.client import AgentClient
 from mvm.host.locations import SYSTEM_SOCKET, Locations
 from mvm.host.remote_client import remote_client
@@ -195,7 +196,7 @@ def control_groups(root: Path = Path("/sys/fs/cgroup")) -> Finding:
 
 def agent_socket(locations: Locations) -> Path:
     """Where the agent that commands would use listens."""
-    system = not locations.chosen and SYSTEM_SOCKET.exists()
+    system = not locations.chosen and is_there(SYSTEM_SOCKET)
     return SYSTEM_SOCKET if system else locations.socket
 
 

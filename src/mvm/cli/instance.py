@@ -39,11 +39,14 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List instances."""
+    from mvm.model.errors import InvalidInput
     from mvm.model.ids import Address
 
     params: dict[str, Any] = {}
     if address is not None:
         parsed = Address.parse(address)
+        if parsed.instance_id is not None:
+            raise InvalidInput(f"{address!r} names a single instance", hint=f"`mvm instance info {address}` shows it")
         params = session.given(tenant_id=parsed.tenant_id, pool_id=parsed.pool_id)
     found: list[dict[str, Any]] = []
     while True:

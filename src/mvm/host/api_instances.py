@@ -90,6 +90,8 @@ async def instance_list(host: Host, params: InstanceList, call: Call) -> Json:
     """Sorted by id, which is also what `after` names; pages may differ in age but miss nothing that stays."""
     if params.tenant_id is not None:
         host.catalog.tenant(params.tenant_id)
+        if params.pool_id is not None:
+            host.catalog.pool(params.tenant_id, params.pool_id)  # one that does not exist is told from an empty one
         found = host.catalog.instances_of(params.tenant_id, params.pool_id)
     elif params.pool_id is not None:
         raise InvalidInput("pool_id without tenant_id names no pool", hint="write TENANT/POOL")

@@ -48,7 +48,7 @@ async def ensure_agent(
     """
     if locations.agent is not None:
         return remote_client(locations, locations.agent)
-    if not locations.chosen and system_socket != locations.socket and _present(system_socket):
+    if not locations.chosen and system_socket != locations.socket and is_there(system_socket):
         return await _the_systems(system_socket)
     client = AgentClient(locations.socket)
     if await client.answers():
@@ -84,7 +84,8 @@ async def _the_systems(socket: Path) -> AgentClient:
     )
 
 
-def _present(socket: Path) -> bool:
+def is_there(socket: Path) -> bool:
+    """Whether an agent has its socket there, also one that this person may not talk to."""
     try:
         return stat.S_ISSOCK(socket.stat().st_mode)
     except PermissionError:

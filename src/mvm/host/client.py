@@ -36,6 +36,10 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+class NoAgent(Unavailable):
+    """Nobody listens where the agent would."""
+
+
 class AgentClient:
     """Calls to the agent that listens on `socket`."""
 
@@ -124,11 +128,11 @@ class AgentClient:
             async with asyncio.timeout(self._connect_timeout):
                 return await asyncio.open_unix_connection(str(self.socket))
         except FileNotFoundError:
-            raise Unavailable(
+            raise NoAgent(
                 f"no agent runs: there is no socket '{self.socket}'", hint="start one with `mvm agent serve`"
             ) from None
         except ConnectionRefusedError:
-            raise Unavailable(
+            raise NoAgent(
                 f"no agent runs: nobody listens on '{self.socket}'", hint="start one with `mvm agent serve`"
             ) from None
         except PermissionError:

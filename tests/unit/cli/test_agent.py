@@ -1,4 +1,4 @@
-"""`mvm agent reconcile` and `mvm agent desired`."""
+"""`mvm agent`: status and stop where none runs, reconcile and desired."""
 
 from __future__ import annotations
 
@@ -62,3 +62,44 @@ def test_the_state_that_is_kept_is_shown_as_reconcile_takes_it(agent: ScriptedAg
     assert mvm("agent", "desired").document == state
     table = mvm("agent", "desired", "-o", "table").out.splitlines()
     assert table[1].split() == ["erin/gateways", "gateway", "1", "0", "2"]
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Directories in which no agent runs; returns where its socket would be."""
+    monkeypatch.setenv("MVM_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("MVM_RUN_DIR", str(tmp_path))
+    return tmp_path / "agent.sock"
+
+
+def test_the_status_of_no_agent_is_that_none_runs_and_starts_none(
+    nobody: Path, mvm: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MVM_NO_AUTOSTART", raising=False)
+    typed = mvm("agent", "status")
+    hint = "the next command starts one; instances live on without it"
+    assert (typed.status, typed.error) == (1, (f"no agent runs: there is no socket '{nobody}'", hint))
+    monkeypatch.setenv("MVM_NO_AUTOSTART", "1")
+    assert mvm("agent", "status").error[1] == "`mvm agent serve` starts one; instances live on without it"
+    assert not nobody.exists()
+
+
+def test_an_agent_that_does_not_run_is_as_good_as_ended(nobody: Path, mvm: Type) -> None:
+    typed = mvm("agent", "stop")
+    assert (typed.status, typed.err) == (0, "")
+    assert typed.out == f"no agent runs: there is no socket '{nobody}'; there is nothing to end\n"
+    assert mvm("agent", "stop", "--json").document == {}
+
+
+def test_a_socket_that_an_agent_left_behind_is_no_agent_either(nobody: Path, mvm: Type) -> None:
+    nobody.write_text("")
+    typed = mvm("agent", "stop")
+    assert (typed.status, typed.out) == (
+        0,
+        f"no agent runs: nobody listens on '{nobody}'; there is nothing to end\n",
+    )
+
+
+def test_an_agent_that_fails_to_end_is_not_taken_for_none(agent: ScriptedAgent, mvm: Type) -> None:
+    agent.refuse("Shutdown", 503, "not now", "wait")
+    assert (mvm("agent", "stop").status, mvm("agent", "stop").error) == (1, ("not now", "wait"))

@@ -319,6 +319,7 @@ def test_what_destroys_asks_first(ready: ScriptedAgent, mvm: Type, line: str, mo
         ("pool info alice", "tenant/pool"),
         ("instance info alice/workers", "tenant/pool/instance"),
         ("instance info a/b/c/d", "tenant/pool/instance"),
+        (f"instance list {WORKER}", f"mvm instance info {WORKER}"),
         ("pool scale alice/workers", "--running"),
         ("pool update alice/workers", "pool update --help"),
         ("pool update alice/workers --policy fast=very", "warm_after_idle_seconds=120"),

@@ -83,6 +83,15 @@ async def test_instances_are_listed_page_by_page(agent: Agent) -> None:
     assert seen == sorted(seen)
 
 
+async def test_a_pool_that_does_not_exist_is_told_from_one_without_instances(agent: Agent) -> None:
+    await agent.call("TenantCreate", tenant_id="t")
+    await agent.call("PoolCreate", pool={"tenant_id": "t", "pool_id": "p"})
+    assert (await agent.call("InstanceList", tenant_id="t", pool_id="p"))["instances"] == []
+    with pytest.raises(NotFound, match="pool 't/wrong' does not exist") as caught:
+        await agent.call("InstanceList", tenant_id="t", pool_id="wrong")
+    assert caught.value.hint == "`mvm pool list t` shows the tenant's pools"
+
+
 async def test_pools_are_made_scaled_and_destroyed(agent: Agent) -> None:
     await agent.call("TenantCreate", tenant_id="t", template="openclaw")
     await agent.call("SecretsSet", tenant_id="t", secrets=SECRETS)
@@ -228,6 +237,7 @@ async def test_a_shutdown_is_asked_for(agent: Agent) -> None:
         ("TenantCreate", {"tenant_id": "t", "net_id": 5000}, InvalidInput),
         ("InstanceInfo", {"address": "alice"}, InvalidInput),
         ("InstanceInfo", {"address": "alice/workers/i-00000000"}, NotFound),
+        ("InstanceList", {"tenant_id": "nobody"}, NotFound),
         ("InstanceList", {"limit": 0}, InvalidInput),
         ("InstanceList", {"limit": 10_000}, InvalidInput),
         ("InstanceList", {"pool_id": "p"}, InvalidInput),
