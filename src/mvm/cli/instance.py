@@ -128,7 +128,9 @@ def destroy(
 @app.command("logs")
 def logs(
     instance: options.Instance,
-    service: Annotated[str | None, typer.Option(help="Only this service: agent, router or openclaw.")] = None,
+    service: Annotated[
+        str | None, typer.Option(help="Only this one, such as agent, router, openclaw or serial.")
+    ] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Newest lines of each service.")] = 200,
     output: Output = Format.TABLE,
     as_json: AsJson = False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from mvm.guest.paths import open_plainly, write_atomically
 
 FILE_LIMIT = 4 * 1024 * 1024
 """Bytes of one log file; there are at most two of them."""
+OWN = "-own"
+"""Ends the name of a log that a service keeps by itself, in more detail: what it prints is in the log without it."""
 BYTES_PER_SECOND = 1024 * 1024
 BURST_BYTES = 4 * 1024 * 1024
 
@@ -138,6 +140,12 @@ class Tail:
     text: str
     truncated: bool
     """True when there is more before it."""
+
+
+def unrepeated(names: Iterable[str]) -> list[str]:
+    """Names of logs without those that say what another one of them says too."""
+    known = set(names)
+    return sorted(name for name in known if not (name.endswith(OWN) and name.removesuffix(OWN) in known))
 
 
 def predecessor(path: Path) -> Path:

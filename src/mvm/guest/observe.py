@@ -24,11 +24,12 @@ _STARTED = time.monotonic()
 
 
 def logs(paths: GuestPaths, request: Logs) -> LogsResult:
-    """The newest lines of one log or of every one. Raises `Refusal` for a log that there is not."""
-    names = sorted(path.stem for path in paths.logs.glob("*.log"))
+    """The newest lines of one log or of every one that adds something. Raises `Refusal` for a log that there is not."""
+    found = sorted(path.stem for path in paths.logs.glob("*.log"))
+    names = logfiles.unrepeated(found)
     if request.service is not None:
-        if request.service not in names:
-            raise Refusal(f"there is no log of {request.service!r}; there are logs of {', '.join(names) or 'nothing'}")
+        if request.service not in found:
+            raise Refusal(f"there is no log of {request.service!r}; there are logs of {', '.join(found) or 'nothing'}")
         names = [request.service]
     if not names:
         return LogsResult()

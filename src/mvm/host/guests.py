@@ -37,6 +37,12 @@ _LAST_RETRY_SECONDS = 0.25
 A = TypeVar("A", bound=Answer)
 
 
+class GuestRefused(Unavailable):
+    """The guest answered that it will not; `words` are its own, bounded and not to be trusted."""
+
+    words = ""
+
+
 class _ServiceFails(Unavailable):
     """The service does not come up; waiting longer would not help."""
 
@@ -53,8 +59,8 @@ class Guests:
     ) -> A:
         """Send one request on a connection of its own and return its answer.
 
-        Raises `Unavailable` when the guest does not listen, answers with an error or with something else, `TimedOut`
-        when it takes longer than `timeout` seconds.
+        Raises `GuestRefused` when the guest answers with an error, `Unavailable` when it does not listen or answers
+        with something else, `TimedOut` when it takes longer than `timeout` seconds.
         """
         what = f"{request.tag} to {machine.ref}"
         hint = f"`mvm instance logs {machine.ref}` shows why"
@@ -68,7 +74,9 @@ class Guests:
         except TimeoutError:
             raise TimedOut(f"{what} was not answered within {timeout:g} s", hint=hint) from None
         except rpc.CallFailed as error:
-            raise Unavailable(f"{what} was refused by the guest: {str(error)[:500]}", hint=hint) from error
+            refusal = GuestRefused(f"{what} was refused by the guest: {str(error)[:500]}", hint=hint)
+            refusal.words = str(error)[:500]
+            raise refusal from error
         except (OSError, frames.FrameError, MessageError) as error:
             raise Unavailable(f"{what} failed: {error}", hint=hint) from error
 

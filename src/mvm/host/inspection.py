@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from mvm.guest import logfiles
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
-from mvm.host.guests import Guests
+from mvm.host.guests import GuestRefused, Guests
 from mvm.host.last_logs import directory_of
 from mvm.host.lifecycle import Lifecycle
 from mvm.host.runtimes import Runtimes
@@ -61,11 +63,22 @@ class Inspection:
                 pass  # it does not answer: what it has written is all the more of interest
         found = await asyncio.to_thread(self._logs_on_host, instance, service, lines)
         if not found:
-            which = f"service {service!r} of {ref}" if service else str(ref)
-            asleep = instance.state is State.SLEEPING and self._runtimes.of(instance).capabilities.images
-            hint = f"they are in its machine: `mvm instance wake {ref}`" if asleep else "it may not have run yet"
-            raise NotFound(f"there is no log of {which} to be read", hint=hint)
+            raise await self._no_log(instance, service)
         return found
+
+    async def _no_log(self, instance: Instance, service: str | None) -> NotFound:
+        """There is no such log: which ones there are instead, or why there is none at all."""
+        ref = instance.ref
+        which = f"service {service!r} of {ref}" if service else str(ref)
+        names = set(await asyncio.to_thread(self._logs_on_host, instance, None, 1))
+        if service is not None and instance.state is State.RUNNING:
+            with contextlib.suppress(MvmError):
+                names |= set(await self._logs_of_guest(instance, None, 1))
+        asleep = instance.state is State.SLEEPING and self._runtimes.of(instance).capabilities.images
+        hint = f"they are in its machine: `mvm instance wake {ref}`" if asleep else "it may not have run yet"
+        if names:
+            hint = f"there are logs of: {', '.join(sorted(names))}"
+        return NotFound(f"there is no log of {which} to be read", hint=hint)
 
     async def last_words(self, instance: Instance) -> str | None:
         """The line of OpenClaw's log that most likely says why it does not run; None when there is no log."""
@@ -125,15 +138,22 @@ class Inspection:
                 hint="allow_exec = true in its manifest allows it",
             )
         if instance.state is not State.RUNNING:
-            raise Conflict(f"{ref} is {instance.state}", hint=f"`mvm instance start {ref}` starts it")
+            verb = "start" if instance.state in (State.READY, State.STOPPED) else "wake"
+            raise Conflict(f"{ref} is {instance.state}", hint=f"`mvm instance {verb} {ref}` lets it run")
         # The arguments are not told: a person may have put a secret there.
         self._chronicle.event(instance, "InstanceExec", actor=actor, detail=Path(argv[0]).name)
-        answer = await self._guests.call(
-            self._runtimes.of(instance),
-            self._lifecycle.machine(instance),
-            messages.Exec(argv=argv, timeout_secs=timeout_seconds),
-            timeout=timeout_seconds + EXEC_MARGIN_SECONDS,
-        )
+        try:
+            answer = await self._guests.call(
+                self._runtimes.of(instance),
+                self._lifecycle.machine(instance),
+                messages.Exec(argv=argv, timeout_secs=timeout_seconds),
+                timeout=timeout_seconds + EXEC_MARGIN_SECONDS,
+            )
+        except GuestRefused as refusal:
+            raise MvmError(
+                f"{ref}: {refusal.words}",
+                hint=f"`mvm instance exec {ref} -- ls /usr/bin` shows what there is; for a shell's words: sh -c '...'",
+            ) from refusal
         return {
             "status": answer.status,
             "stdout": base64.b64encode(answer.stdout).decode(),
@@ -151,14 +171,15 @@ def telling_line(log: str) -> str | None:
 
 def read_logs(directory: Path, service: str | None, lines: int) -> dict[str, str]:
     """The newest lines of the logs in a directory that a guest writes to: its symbolic links are not followed."""
+    names = (
+        {path.stem for path in directory.glob("*.log")} if directory.is_dir() and not directory.is_symlink() else set()
+    )
     found: dict[str, str] = {}
-    for path in sorted(directory.glob("*.log")) if directory.is_dir() and not directory.is_symlink() else []:
+    for name in logfiles.unrepeated(names) if service is None else sorted(names & {service}):
         if len(found) == MAX_LOGS:
             break
-        if service in (None, path.stem) and _SERVICE.fullmatch(path.stem):
-            text = _tail(path)
-            if text is not None:
-                found[path.stem] = redact("\n".join(text.splitlines()[-lines:]))
+        if _SERVICE.fullmatch(name) and (text := _tail(directory / f"{name}.log")) is not None:
+            found[name] = redact("\n".join(text.splitlines()[-lines:]))
     return found
 
 

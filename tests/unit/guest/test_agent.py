@@ -421,6 +421,10 @@ async def test_logs_and_stats_are_bounded_and_name_the_services(world: AgentWorl
     await world.start()
     logs = await world.ask(messages.Logs())
     assert {log.service for log in logs.logs} >= {"agent", "openclaw", "supervisor"}
+    world.paths.log("openclaw-own").write_text("the same in more detail\n")
+    assert "openclaw-own" not in {log.service for log in (await world.ask(messages.Logs())).logs}
+    own = await world.ask(messages.Logs(service="openclaw-own"))
+    assert [log.text for log in own.logs] == ["the same in more detail\n"]
     only = await world.ask(messages.Logs(service="openclaw", lines=1))
     assert [(log.service, log.text.count("\n"), log.truncated) for log in only.logs] == [("openclaw", 1, True)]
     with pytest.raises(rpc.CallFailed, match="there is no log of 'nonsense'; there are logs of agent, openclaw"):

@@ -9,7 +9,8 @@ import pytest
 from tests.unit.host.live_agent import KEY, LIMIT, SECRETS, Agent
 
 from mvm.model.errors import Conflict, InvalidInput, MvmError, NotFound, QuotaExceeded, Refused
-from mvm.model.ids import TenantId
+from mvm.model.ids import InstanceId, TenantId
+from mvm.wire import messages, rpc
 
 
 async def test_a_deployment_is_made_shown_and_destroyed(agent: Agent) -> None:
@@ -225,6 +226,36 @@ async def test_the_node_says_what_it_is_and_what_it_uses(agent: Agent) -> None:
 async def test_a_shutdown_is_asked_for(agent: Agent) -> None:
     await agent.call("Shutdown")
     assert agent.host.shutdown.is_set()
+
+
+async def test_a_service_that_has_no_log_is_answered_with_those_that_have(agent: Agent) -> None:
+    await agent.deploy()
+    address = await agent.address()
+
+    async def refuse(request: messages.HostToGuest) -> None:
+        if isinstance(request, messages.Logs) and request.service is not None:
+            raise rpc.Refusal(f"there is no log of {request.service!r}")
+
+    agent.runtime.guest(InstanceId(address.split("/")[2])).before = refuse
+    with pytest.raises(NotFound, match="no log of service 'opnclaw'") as caught:
+        await agent.call("InstanceLogs", address=address, service="opnclaw")
+    assert caught.value.hint == "there are logs of: agent"
+
+
+async def test_a_program_that_is_not_there_is_told_with_what_to_do(agent: Agent) -> None:
+    await agent.deploy()
+    address = await agent.address()
+    await agent.call("PoolUpdate", tenant_id="alice", pool_id="workers", settings={"allow_exec": True})
+
+    async def refuse(request: messages.HostToGuest) -> None:
+        if isinstance(request, messages.Exec):
+            raise rpc.Refusal("'ll' cannot be started: No such file or directory")
+
+    agent.runtime.guest(InstanceId(address.split("/")[2])).before = refuse
+    with pytest.raises(MvmError) as caught:
+        await agent.call("InstanceExec", address=address, argv=["ll"])
+    assert caught.value.message == f"{address}: 'll' cannot be started: No such file or directory"
+    assert f"mvm instance exec {address} -- ls /usr/bin" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

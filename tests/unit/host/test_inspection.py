@@ -16,6 +16,15 @@ def test_each_services_newest_lines_are_read(tmp_path: Path) -> None:
     assert read_logs(tmp_path, "openclaw", 2) == {"openclaw": "four"}
 
 
+def test_what_openclaw_writes_twice_is_shown_once_unless_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "openclaw.log").write_text("ready\n")
+    (tmp_path / "openclaw-own.log").write_text('{"message": "ready"}\n')
+    assert read_logs(tmp_path, None, 10) == {"openclaw": "ready"}
+    assert read_logs(tmp_path, "openclaw-own", 10) == {"openclaw-own": '{"message": "ready"}'}
+    (tmp_path / "openclaw.log").unlink()
+    assert list(read_logs(tmp_path, None, 10)) == ["openclaw-own"]
+
+
 def test_a_guests_link_to_a_file_of_the_host_is_not_followed(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("of the host")
