@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mvm.cli import session
-from mvm.cli.output import AsJson, Format, Output, age, columns, duration, emit, facts, mib, sections
+from mvm.cli.output import AsJson, Format, Output, age, columns, counts, duration, emit, facts, mib, sections
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -42,12 +42,15 @@ def _tenant(found: Json) -> str:
                 ("tenant", found["address"]),
                 ("gateway", f"{gateway['address']} is {gateway['state']}" if gateway else "none"),
                 ("users", found["users"]),
-                ("instances", _counts(found["states"])),
+                ("instances", (counts(found["states"]) or "none")),
             ]
         ),
         columns(
             ("pool", "role", "desired", "instances"),
-            [(p["address"], p["role"], _counts(p["desired"]), _counts(p["states"])) for p in found["pools"]],
+            [
+                (p["address"], p["role"], counts(p["desired"]) or "none", counts(p["states"]) or "none")
+                for p in found["pools"]
+            ],
         ),
         _quotas(found["quotas"]),
         columns(("instance", "last error"), [(e["address"], e["error"]) for e in found["errors"]]),
@@ -63,8 +66,8 @@ def _pool(found: Json) -> str:
             [
                 ("pool", found["address"]),
                 ("role", found["role"]),
-                ("desired", _counts(found["desired"])),
-                ("instances", _counts(found["states"])),
+                ("desired", (counts(found["desired"]) or "none")),
+                ("instances", (counts(found["states"]) or "none")),
                 ("each", f"{found['vcpus']} vCPUs, {mib(found['mem_mib'])}"),
                 ("pinned", found["pinned"] or None),
                 ("critical", found["critical"] or None),
@@ -137,10 +140,6 @@ def _recent(lines: list[Json]) -> str:
 def _quotas(quotas: Json) -> str:
     rows = [(name, quota["used"], quota["limit"]) for name, quota in quotas.items()]
     return columns(("quota", "used", "limit"), rows)
-
-
-def _counts(counts: Json) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"
 
 
 def _seconds(value: int | None) -> str | None:

@@ -61,7 +61,7 @@ def list_(
 
 @app.command("info")
 def info(instance: options.Instance, output: Output = Format.TABLE, as_json: AsJson = False) -> None:
-    """Show an instance: state, address, times of its last wake and sleep."""
+    """Show an instance: state, IP address, times of its last wake and sleep."""
     answer = session.call("InstanceInfo", {"address": str(options.instance(instance))})
     emit(answer, lambda: _describe(answer), output, as_json)
 
@@ -156,7 +156,7 @@ def exec_(
     output: Output = Format.TABLE,
     as_json: AsJson = False,
 ) -> None:
-    """Run a program in an instance, where its pool allows it: `mvm instance exec ADDRESS -- ls -l`.
+    """Run a program in an instance, where its pool allows it: `mvm instance exec INSTANCE -- ls -l`.
 
     The exit status is the program's.
     """
@@ -189,7 +189,7 @@ def instances_table(instances: list[dict[str, Any]], *, empty: str = "") -> str:
         )
         for instance in instances
     ]
-    return columns(("instance", "role", "state", "user", "address", "runtime", "age"), rows, empty=empty)
+    return columns(("instance", "role", "state", "user", "ip", "runtime", "age"), rows, empty=empty)
 
 
 def stats_table(answer: dict[str, Any]) -> str:
@@ -230,7 +230,7 @@ def _describe(answer: dict[str, Any]) -> str:
                 ("under way", (instance.get("transition") or {}).get("kind")),
                 ("role", instance["role"]),
                 ("user", instance.get("user")),
-                ("address", instance["network"]["guest_ip"]),
+                ("ip", instance["network"]["guest_ip"]),
                 ("runtime", instance.get("runtime")),
                 ("process", (instance.get("process") or {}).get("pid")),
                 ("memory", mib(pool["mem_mib"]) if pool else None),

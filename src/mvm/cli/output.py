@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -84,6 +84,11 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
     shown = [(name, _text(value)) for name, value in pairs if value not in (None, "", [], {}, ())]
     width = max((len(name) for name, _ in shown), default=0)
     return "\n".join(f"{name.ljust(width)}  {_coloured(value)}" for name, value in shown)
+
+
+def counts(of: Mapping[str, int]) -> str:
+    """`1 running, 2 sleeping`: what there is some of."""
+    return ", ".join(f"{count} {name}" for name, count in of.items() if count)
 
 
 def sections(*parts: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mvm.cli import options, session
-from mvm.cli.output import AsJson, Format, Output, columns, emit, facts, mib, sections, size
+from mvm.cli.output import AsJson, Format, Output, columns, counts, emit, facts, mib, sections, size
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="Pools of instances.")
 
@@ -50,7 +50,7 @@ def create(
 
 @app.command("list")
 def list_(tenant: options.Tenant, output: Output = Format.TABLE, as_json: AsJson = False) -> None:
-    """List the pools of a tenant."""
+    """List the pools of a tenant: how many of their instances are in each state, and how many shall be."""
     answer = session.call("PoolList", {"tenant_id": options.tenant(tenant)})
     emit(answer, lambda: pools_table(answer["pools"], empty=f"no pools in {tenant}"), output, as_json)
 
@@ -76,10 +76,10 @@ def scale(
     from mvm.model.errors import InvalidInput
 
     tenant_id, pool_id = options.pool(pool)
-    counts = session.given(running=running, warm=warm, sleeping=sleeping)
-    if not counts:
+    wanted = session.given(running=running, warm=warm, sleeping=sleeping)
+    if not wanted:
         raise InvalidInput("no count is given", hint="give --running, --warm or --sleeping")
-    answer = session.call("PoolScale", {"tenant_id": tenant_id, "pool_id": pool_id, **counts})
+    answer = session.call("PoolScale", {"tenant_id": tenant_id, "pool_id": pool_id, **wanted})
     emit(answer, lambda: f"pool {pool} scaled", output, as_json)
 
 
@@ -151,11 +151,13 @@ def destroy(
 @app.command("build")
 def build(
     pool: options.Pool,
-    force: Annotated[bool, typer.Option("--force", help="Build it even when nothing has changed.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even when nothing has changed, or nothing here runs images.")
+    ] = False,
     output: Output = Format.TABLE,
     as_json: AsJson = False,
 ) -> None:
-    """Build the image of a pool from what there is now; what boots from then on runs it."""
+    """Build the image of a pool's machines from what there is now; what boots from then on runs it."""
     tenant_id, pool_id = options.pool(pool)
     answer = session.call("PoolBuild", {"tenant_id": tenant_id, "pool_id": pool_id, "force": force})
     emit(answer, lambda: _describe_build(answer), output, as_json)
@@ -186,20 +188,21 @@ def collect_garbage(
 
 
 def pools_table(pools: list[dict[str, Any]], *, empty: str = "") -> str:
-    """Pools as a table."""
+    """Pools as a table: what their instances do, and what is desired of them."""
     rows = [
         (
             pool["pool_id"],
             pool["role"],
             pool["vcpus"],
             mib(pool["mem_mib"]),
-            pool["desired"]["running"],
-            pool["desired"]["warm"],
-            pool["desired"]["sleeping"],
+            sum(pool["states"].values()),
+            *(pool["states"].get(state, 0) for state in ("running", "warm", "sleeping")),
+            counts(pool["desired"]),
         )
         for pool in pools
     ]
-    return columns(("pool", "role", "vcpus", "memory", "running", "warm", "sleeping"), rows, empty=empty)
+    headers = ("pool", "role", "vcpus", "memory", "instances", "running", "warm", "sleeping", "desired")
+    return columns(headers, rows, empty=empty)
 
 
 def _describe(answer: dict[str, Any]) -> str:

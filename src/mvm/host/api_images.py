@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from mvm.host.api import Call, Json, Params, Request
 from mvm.host.api_tenants import OfPool
 from mvm.host.images import Garbage
-from mvm.model.errors import Conflict
+from mvm.model.entities import Pool
+from mvm.model.errors import Conflict, MvmError
 
 if TYPE_CHECKING:
     from mvm.host.app import Host
@@ -23,12 +24,29 @@ class PoolGc(Params):
 
 async def pool_build(host: Host, params: PoolBuild, call: Call) -> Json:
     before = host.catalog.pool(params.tenant_id, params.pool_id)
+    if not params.force:
+        await _require_use(host, before)
     pool = await host.images.build(before, actor=call.actor, progress=call.progress, force=params.force)
     return {
         "pool": pool.model_dump(mode="json"),
         "built": params.force or pool.revision != before.revision,
         "manifest": host.images.manifest(pool.revision).model_dump(mode="json"),
     }
+
+
+async def _require_use(host: Host, pool: Pool) -> None:
+    """Raise `Conflict` where nothing of a pool would run an image: to build one takes minutes and gigabytes."""
+    try:
+        chosen = (await host.runtimes.choose()).runtime.name
+    except MvmError:
+        return  # no runtime works here yet: an image may be made before one does
+    instances = host.catalog.instances_of(pool.tenant_id, pool.pool_id)
+    names = {chosen, *(i.runtime for i in instances if i.runtime in host.runtimes.names)}
+    if not any(host.runtimes.named(name).capabilities.images for name in names):
+        raise Conflict(
+            f"nothing is built for pool '{pool.tenant_id}/{pool.pool_id}': the runtime {chosen} uses no images",
+            hint="--force builds one all the same, for a later agent with virtual machines (MVM_RUNTIME=qemu)",
+        )
 
 
 async def pool_rollback(host: Host, params: OfPool, call: Call) -> Json:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mvm.host.api import Call, Json, Params, Request
+from mvm.host.explanation import states_of
 from mvm.host.tenants import TenantChanges
 from mvm.model.base import PoolIdField, TenantIdField
 from mvm.model.entities import OPENCLAW_QUOTAS, Count, OpenClawSettings, PoolSpec, Quotas, default_policy
 from mvm.model.errors import InvalidInput
+from mvm.model.ids import TenantId
 from mvm.model.secrets import visible_secrets
 from mvm.model.validation import parse
 
@@ -81,6 +83,17 @@ def dumped(entities: Any) -> list[Json]:
     return [entity.model_dump(mode="json") for entity in entities]
 
 
+def _pools(host: Host, tenant_id: TenantId) -> list[Json]:
+    """A tenant's pools, each with the `states` that its instances are in beside those that are `desired`."""
+    return [
+        {
+            **pool.model_dump(mode="json"),
+            "states": states_of(host.catalog.instances_of(tenant_id, pool.pool_id)),
+        }
+        for pool in host.catalog.pools_of(tenant_id)
+    ]
+
+
 def _quotas(before: Quotas, changes: dict[str, int]) -> Quotas:
     return parse(Quotas, {**before.model_dump(), **changes}, what="quotas")
 
@@ -94,7 +107,7 @@ async def tenant_info(host: Host, params: OfTenant, call: Call) -> Json:
     tenant = host.catalog.tenant(params.tenant_id)
     return {
         "tenant": tenant.model_dump(mode="json"),
-        "pools": dumped(host.catalog.pools_of(tenant.tenant_id)),
+        "pools": _pools(host, tenant.tenant_id),
         "users": dumped(host.catalog.users_of(tenant.tenant_id)),
     }
 
@@ -163,7 +176,7 @@ async def pool_create(host: Host, params: PoolCreate, call: Call) -> Json:
 
 async def pool_list(host: Host, params: OfTenant, call: Call) -> Json:
     tenant = host.catalog.tenant(params.tenant_id)
-    return {"pools": dumped(host.catalog.pools_of(tenant.tenant_id))}
+    return {"pools": _pools(host, tenant.tenant_id)}
 
 
 async def pool_info(host: Host, params: OfPool, call: Call) -> Json:

@@ -91,11 +91,11 @@ class Explainer:
                     "address": tenant_id,
                     "gateway": gateway and {"address": str(gateway.ref), "state": gateway.state.value},
                     "users": users[tenant_id],
-                    "states": _states(instances),
+                    "states": states_of(instances),
                     "errors": sum(i.last_error is not None for i in instances),
                 }
             )
-        return {"states": _states(self._catalog.instances.values()), "tenants": lines}
+        return {"states": states_of(self._catalog.instances.values()), "tenants": lines}
 
     async def tenant(self, tenant: Tenant) -> Json:
         """A tenant: who serves it, what is up, what it uses of its quotas, what went wrong."""
@@ -105,14 +105,14 @@ class Explainer:
             "address": tenant.tenant_id,
             "gateway": None if gateway is None else {"address": str(gateway.ref), "state": gateway.state.value},
             "users": len(self._catalog.users_of(tenant.tenant_id)),
-            "states": _states(instances),
+            "states": states_of(instances),
             "quotas": self._quotas_of(tenant),
             "pools": [
                 {
                     "address": f"{pool.tenant_id}/{pool.pool_id}",
                     "role": pool.role.value,
                     "desired": pool.desired.model_dump(),
-                    "states": _states(i for i in instances if i.pool_id == pool.pool_id),
+                    "states": states_of(i for i in instances if i.pool_id == pool.pool_id),
                 }
                 for pool in self._catalog.pools_of(tenant.tenant_id)
             ],
@@ -129,7 +129,7 @@ class Explainer:
             "address": f"{pool.tenant_id}/{pool.pool_id}",
             "role": pool.role.value,
             "desired": pool.desired.model_dump(),
-            "states": _states(instances),
+            "states": states_of(instances),
             "vcpus": pool.vcpus,
             "mem_mib": pool.mem_mib,
             "pinned": pool.pinned,
@@ -202,7 +202,8 @@ class Explainer:
         return {name: {"limit": getattr(tenant.quotas, name), "used": used[name]} for name in used}
 
 
-def _states(instances: Iterable[Instance]) -> dict[str, int]:
+def states_of(instances: Iterable[Instance]) -> dict[str, int]:
+    """How many of them are in each state that one of them is in."""
     return dict(sorted(Counter(instance.state.value for instance in instances).items()))
 
 

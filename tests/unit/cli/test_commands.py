@@ -35,17 +35,18 @@ I = {"address": WORKER}  # noqa: E741 - an instance
 def answers() -> dict[str, Any]:
     """A plausible answer to every request."""
     tenant, pool, instance, user = samples.tenant(), samples.pool(), samples.instance(), samples.user()
+    listed = {**pool, "desired": {"running": 2, "warm": 0, "sleeping": 1}, "states": {"running": 1, "stopped": 3}}
     return {
         "TenantCreate": {"tenant": tenant},
         "TenantList": {"tenants": [tenant]},
-        "TenantInfo": {"tenant": tenant, "pools": [pool], "users": [user]},
+        "TenantInfo": {"tenant": tenant, "pools": [listed], "users": [user]},
         "TenantUpdate": {"tenant": tenant},
         "TenantDestroy": {},
         "SecretsSet": {"changed": ["x/Y"], "secrets_epoch": 2},
         "SecretsRotate": {"rotated": ["openclaw/OPENCLAW_AUTH_TOKEN"], "secrets_epoch": 3},
         "SecretsList": {"secrets": [KEY], "pools": {KEY: ["workers"]}, "secrets_epoch": 1},
         "PoolCreate": {"pool": pool},
-        "PoolList": {"pools": [pool]},
+        "PoolList": {"pools": [listed]},
         "PoolInfo": {"pool": pool, "instances": [instance]},
         "PoolScale": {"pool": pool},
         "PoolUpdate": {
@@ -338,6 +339,21 @@ def test_a_wrong_argument_is_found_before_the_agent_is_asked(
     assert typed.status == 2
     assert hint in typed.error[1]
     assert agent.requests == []
+
+
+def test_a_list_of_pools_tells_what_there_is_from_what_is_desired(ready: ScriptedAgent, mvm: Type) -> None:
+    head, row = mvm("pool", "list", "alice").out.splitlines()
+    assert head.split()[-5:] == ["INSTANCES", "RUNNING", "WARM", "SLEEPING", "DESIRED"]
+    assert " ".join(row.split()[-8:]) == "4 1 0 0 2 running, 1 sleeping"
+    assert row in mvm("tenant", "info", "alice").out
+
+
+def test_the_column_of_ip_addresses_is_not_called_like_the_addresses_that_are_typed(
+    ready: ScriptedAgent, mvm: Type
+) -> None:
+    head, row = mvm("instance", "list").out.splitlines()
+    assert row[head.index(" IP ") + 1 :].startswith("10.240.1.4")
+    assert "ADDRESS" not in head
 
 
 def test_drives_that_were_put_aside_are_not_destroyed_without_a_yes(ready: ScriptedAgent, mvm: Type) -> None:

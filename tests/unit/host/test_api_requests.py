@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,9 +103,31 @@ async def test_pools_are_made_scaled_and_destroyed(agent: Agent) -> None:
     await agent.call("PoolScale", tenant_id="t", pool_id="p", running=2)
     info = await agent.call("PoolInfo", tenant_id="t", pool_id="p")
     assert [i["state"] for i in info["instances"]] == ["running", "running"]
-    assert [p["pool_id"] for p in (await agent.call("PoolList", tenant_id="t"))["pools"]] == ["p"]
+    (listed,) = (await agent.call("PoolList", tenant_id="t"))["pools"]
+    assert (listed["pool_id"], listed["states"], listed["desired"]["running"]) == ("p", {"running": 2}, 2)
+    assert (await agent.call("TenantInfo", tenant_id="t"))["pools"] == [listed]
     await agent.call("PoolDestroy", tenant_id="t", pool_id="p")
     assert (await agent.call("InstanceList", tenant_id="t"))["instances"] == []
+
+
+async def test_no_image_is_built_that_nothing_would_run_unless_it_is_asked_for(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await agent.call("TenantCreate", tenant_id="t")
+    await agent.call("PoolCreate", pool={"tenant_id": "t", "pool_id": "p"})
+
+    async def build(*_: object, **__: object) -> None:
+        raise MvmError("it is being built")
+
+    monkeypatch.setattr(agent.host.images, "build", build)
+    with pytest.raises(Conflict, match="nothing is built for pool 't/p': the runtime instant") as caught:
+        await agent.call("PoolBuild", tenant_id="t", pool_id="p")
+    assert "--force" in (caught.value.hint or "")
+    with pytest.raises(MvmError, match="being built"):
+        await agent.call("PoolBuild", tenant_id="t", pool_id="p", force=True)
+    agent.runtime.capabilities = replace(agent.runtime.capabilities, images=True)
+    with pytest.raises(MvmError, match="being built"):
+        await agent.call("PoolBuild", tenant_id="t", pool_id="p")
 
 
 async def test_a_pool_whose_first_instance_cannot_start_is_not_left_behind(agent: Agent) -> None:
