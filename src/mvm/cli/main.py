@@ -19,7 +19,7 @@ COMMANDS = {
     "manifest": "The files that you write: check them, and their schemas for editors.",
     "connect": "Show how to reach a deployment.",
     "demo": "Show a message waking a sleeping OpenClaw, with stand-ins for Telegram and the model.",
-    "user": "The people a deployment serves: add, list, remove, pair.",
+    "user": "The people a deployment serves: add, list, pair, link, remove.",
     "tenant": "Tenants and their secrets.",
     "pool": "Pools of instances.",
     "instance": "Single instances: start, sleep, wake, logs and more.",

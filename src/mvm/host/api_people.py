@@ -26,12 +26,18 @@ class OfUser(OfTenant):
     user_id: UserIdField
 
 
+class UserLink(OfUser):
+    telegram: tuple[SenderId, ...] = ()
+    discord: tuple[SenderId, ...] = ()
+
+
 class UserPair(OfTenant):
     code: Annotated[str, Field(max_length=64)]
     user_id: UserIdField | None = None
 
 
 async def user_add(host: Host, params: UserAdd, call: Call) -> Json:
+    known = (params.tenant_id, params.user_id) in host.catalog.users
     user = await host.users.add(
         params.tenant_id,
         params.user_id,
@@ -40,6 +46,21 @@ async def user_add(host: Host, params: UserAdd, call: Call) -> Json:
         pool_id=params.pool,
         actor=call.actor,
         progress=call.progress,
+    )
+    return {"user": user.model_dump(mode="json"), "added": not known}
+
+
+async def user_link(host: Host, params: UserLink, call: Call) -> Json:
+    before = host.users.get(params.tenant_id, params.user_id)
+    user = await host.users.link(
+        before.tenant_id, before.user_id, telegram=params.telegram, discord=params.discord, actor=call.actor
+    )
+    return {"user": user.model_dump(mode="json"), "changed": user.peers != before.peers}
+
+
+async def user_unlink(host: Host, params: UserLink, call: Call) -> Json:
+    user = await host.users.unlink(
+        params.tenant_id, params.user_id, telegram=params.telegram, discord=params.discord, actor=call.actor
     )
     return {"user": user.model_dump(mode="json")}
 
@@ -61,6 +82,8 @@ async def user_pair(host: Host, params: UserPair, call: Call) -> Json:
 
 REQUESTS: dict[str, Request[Host]] = {
     "UserAdd": Request(UserAdd, user_add),
+    "UserLink": Request(UserLink, user_link),
+    "UserUnlink": Request(UserLink, user_unlink),
     "UserList": Request(OfTenant, user_list),
     "UserRemove": Request(OfUser, user_remove),
     "UserPair": Request(UserPair, user_pair),

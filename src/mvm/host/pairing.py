@@ -143,7 +143,7 @@ class Pairing:
         if len(wrong) >= MAX_WRONG_CODES:
             raise QuotaExceeded(
                 f"{MAX_WRONG_CODES} wrong pairing codes were tried for tenant {tenant_id!r}",
-                hint="wait a few minutes, or name the sender: `mvm user add TENANT USER --telegram ID`",
+                hint=f"wait a few minutes, or name the sender: `mvm user link {tenant_id} USER --telegram ID`",
             )
 
     async def _pending(self, tenant_id: TenantId) -> dict[str, _Pending]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
@@ -91,8 +91,9 @@ class Users:
     ) -> User:
         """Record a user, make their worker, and let the gateway know. The worker comes up with their first message.
 
-        Raises `Conflict` when the user exists or a sender is somebody else's, `QuotaExceeded` when there is no room for
-        a worker; then nothing is left of the user.
+        A user who exists and is all of these senders already is left as they are. Raises `Conflict` when the user is
+        not, or a sender is somebody else's, `QuotaExceeded` when there is no room for a worker; then nothing is left of
+        the user.
         """
         pool = self._pool_for(tenant_id, pool_id)
         user = User(
@@ -105,10 +106,13 @@ class Users:
             created_at=self._clock.now(),
         )
         async with self._changing:
-            if (tenant_id, user_id) in self._catalog.users:
+            if (known := self._catalog.users.get((tenant_id, user_id))) is not None:
+                if user.peers and set(user.peers) <= set(known.peers) and pool_id in (None, known.pool_id):
+                    return known
+                # Not done by itself: the id may be a slip, and the sender would get at what is somebody else's.
                 raise Conflict(
                     f"user {user_id!r} of tenant {tenant_id!r} exists already",
-                    hint=f"`mvm user pair {tenant_id} CODE --user {user_id}` gives them one more sender",
+                    hint=f"`mvm user link {tenant_id} {user_id} {_as_typed(user)}` lets that sender be them too",
                 )
             if await self._removals.is_recorded(_REMOVAL, tenant_id, user_id):
                 raise Conflict(
@@ -168,22 +172,45 @@ class Users:
             await self._catalog.save_user(user.model_copy(update={"instance_id": None}))
             await self.refresh_gateway(tenant_id, actor=actor)
 
-    async def set_peers(
+    async def link(
         self,
         tenant_id: TenantId,
         user_id: UserId,
         *,
-        telegram: Iterable[str] | None = None,
-        discord: Iterable[str] | None = None,
+        telegram: Iterable[str] = (),
+        discord: Iterable[str] = (),
         actor: str,
     ) -> User:
-        """Say who a user is on a channel, instead of what was known before; None leaves a channel as it is."""
-        changes: dict[str, object] = {
-            channel: _senders(channel, senders)
-            for channel, senders in (("telegram", telegram), ("discord", discord))
-            if senders is not None
-        }
-        return await self._change(tenant_id, user_id, changes, actor=actor)
+        """Let senders be a user, beside those who are already. Raises `Conflict` for one who is somebody else."""
+        more = {"telegram": _senders("telegram", telegram), "discord": _senders("discord", discord)}
+
+        def with_them(user: User) -> dict[str, object]:
+            return {channel: tuple(dict.fromkeys((*getattr(user, channel), *ids))) for channel, ids in more.items()}
+
+        return await self._change(tenant_id, user_id, with_them, actor=actor)
+
+    async def unlink(
+        self,
+        tenant_id: TenantId,
+        user_id: UserId,
+        *,
+        telegram: Iterable[str] = (),
+        discord: Iterable[str] = (),
+        actor: str,
+    ) -> User:
+        """Let senders be a user no longer: they are strangers again. Raises `NotFound` for one who is not that user."""
+        less = {"telegram": _senders("telegram", telegram), "discord": _senders("discord", discord)}
+
+        def without_them(user: User) -> dict[str, object]:
+            for channel, ids in less.items():
+                for sender in set(ids) - set(getattr(user, channel)):
+                    raise NotFound(
+                        f"{channel}:{sender} is no address of user {user_id!r}",
+                        hint=f"`mvm user list {tenant_id}` shows who writes from where",
+                    )
+            return {channel: tuple(s for s in getattr(user, channel) if s not in ids) for channel, ids in less.items()}
+
+        return await self._change(tenant_id, user_id, without_them, actor=actor)
 
     async def change(self, tenant_id: TenantId, spec: UserSpec, *, actor: str) -> User:
         """Make a user what is said of them, but for the pool of their worker, which never changes."""
@@ -192,12 +219,14 @@ class Users:
             "discord": _senders("discord", spec.discord),
             "budget": spec.budget,
         }
-        return await self._change(tenant_id, spec.user_id, changes, actor=actor)
+        return await self._change(tenant_id, spec.user_id, lambda _: changes, actor=actor)
 
-    async def _change(self, tenant_id: TenantId, user_id: UserId, changes: dict[str, object], *, actor: str) -> User:
+    async def _change(
+        self, tenant_id: TenantId, user_id: UserId, changes: Callable[[User], dict[str, object]], *, actor: str
+    ) -> User:
         async with self._changing:
             before = self.get(tenant_id, user_id)
-            changed = before.model_copy(update=changes)
+            changed = before.model_copy(update=changes(before))
             if changed == before:
                 return before
             self._require_free(tenant_id, changed)
@@ -320,8 +349,15 @@ def _senders(channel: str, ids: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parse_peer(f"{channel}:{sender}")[1] for sender in ids))
 
 
+def _as_typed(user: User) -> str:
+    """The senders of a user as options of a command."""
+    return " ".join(f"--{channel} {sender}" for channel, sender in map(parse_peer, user.peers)) or "--telegram ID"
+
+
 def _taken(peer: str, owner: User | None) -> Conflict:
     whose = f"user {owner.user_id!r}" if owner else "somebody else"
-    return Conflict(
-        f"{peer} already belongs to {whose} at this gateway", hint="one sender can have one private worker only"
-    )
+    hint = "one sender can have one private worker only"
+    if owner is not None:
+        channel, sender = parse_peer(peer)
+        hint += f"; `mvm user unlink {owner.tenant_id} {owner.user_id} --{channel} {sender}` takes it from them"
+    return Conflict(f"{peer} already belongs to {whose} at this gateway", hint=hint)

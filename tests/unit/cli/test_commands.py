@@ -87,7 +87,9 @@ def answers() -> dict[str, Any]:
         "WakeInstance": {"instance": instance},
         "InstanceLogs": {"logs": {"agent": ["one", "two"], "openclaw": ["three"]}},
         "InstanceStats": {"memory_bytes": 3 * 2**20, "pids": 4},
-        "UserAdd": {"user": user},
+        "UserAdd": {"user": user, "added": True},
+        "UserLink": {"user": user, "changed": True},
+        "UserUnlink": {"user": {**user, "telegram": []}},
         "UserList": {"users": [user]},
         "UserRemove": {},
         "UserPair": {"user": user},
@@ -235,6 +237,18 @@ COMMANDS: list[tuple[str, str, dict[str, Any], str]] = [
         {**T, "user_id": "carol", "telegram": ["333"]},
         "carol of alice",
     ),
+    (
+        "user link alice alice --telegram 111",
+        "UserLink",
+        {**T, "user_id": "alice", "telegram": ["111"]},
+        "user alice of alice writes from telegram:111\n",
+    ),
+    (
+        "user unlink alice alice --telegram 111 --discord 5",
+        "UserUnlink",
+        {**T, "user_id": "alice", "telegram": ["111"], "discord": ["5"]},
+        "is not paired any more",
+    ),
     ("user list alice", "UserList", T, "telegram:111"),
     ("user remove alice carol --force", "UserRemove", {**T, "user_id": "carol"}, "removed"),
     ("user pair alice k7qf3m", "UserPair", {**T, "code": "K7QF3M"}, "is paired"),
@@ -326,6 +340,8 @@ def test_what_destroys_asks_first(ready: ScriptedAgent, mvm: Type, line: str, mo
         ("pool update alice/workers --policy fast=very", "warm_after_idle_seconds=120"),
         ("tenant create alice --quota many", "max_running=4"),
         ("tenant update alice", "tenant update --help"),
+        ("user link alice bob", "--telegram"),
+        ("user unlink alice bob", "--telegram"),
         ("explain alice/workers/nobody", "i-"),
         ("usage Alice", "lowercase"),
         ("usage --since yesterday", "7d"),
@@ -339,6 +355,13 @@ def test_a_wrong_argument_is_found_before_the_agent_is_asked(
     assert typed.status == 2
     assert hint in typed.error[1]
     assert agent.requests == []
+
+
+def test_what_was_so_already_is_told_as_unchanged(ready: ScriptedAgent, mvm: Type) -> None:
+    ready.answers |= {"UserAdd": {"user": samples.user(), "added": False}}
+    ready.answers |= {"UserLink": {"user": samples.user(), "changed": False}}
+    assert "nothing was changed" in mvm("user", "add", "alice", "alice", "--telegram", "111").out
+    assert "nothing was changed" in mvm("user", "link", "alice", "alice", "--telegram", "111").out
 
 
 def test_a_list_of_pools_tells_what_there_is_from_what_is_desired(ready: ScriptedAgent, mvm: Type) -> None:

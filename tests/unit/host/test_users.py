@@ -6,7 +6,7 @@ import pytest
 from tests.unit.host.services import ALICE, GATEWAYS, WORKERS, Services, opened
 
 from mvm.host.tenants import TenantChanges
-from mvm.model.entities import Instance, PoolSpec, Quotas
+from mvm.model.entities import Instance, PoolSpec, Quotas, UserSpec
 from mvm.model.errors import Conflict, InvalidInput, MvmError, NotFound, QuotaExceeded
 from mvm.model.ids import PoolId, TenantId, UserId
 from mvm.model.roles import Role
@@ -69,6 +69,59 @@ async def test_a_user_who_exists_is_not_added_again(services: Services) -> None:
         await services.users.add(ALICE, BOB, actor="test")
 
 
+async def test_a_user_who_has_these_senders_already_is_as_good_as_added(services: Services) -> None:
+    await services.tenant()
+    first = await services.users.add(ALICE, BOB, telegram=["111"], actor="test")
+    assert await services.users.add(ALICE, BOB, telegram=["111"], actor="test") == services.users.get(ALICE, BOB)
+    assert services.kinds(ALICE).count("UserAdded") == 1
+    assert services.users.get(ALICE, BOB).instance_id == first.instance_id
+
+
+async def test_a_sender_that_a_user_does_not_have_is_not_added_by_a_slip_but_linked(services: Services) -> None:
+    await services.tenant()
+    await services.users.add(ALICE, BOB, actor="test")
+    with pytest.raises(Conflict, match="exists already") as caught:
+        await services.users.add(ALICE, BOB, telegram=["111"], discord=["5"], actor="test")
+    assert "`mvm user link alice bob --telegram 111 --discord 5`" in (caught.value.hint or "")
+    services.operations.refreshed.clear()
+    user = await services.users.link(ALICE, BOB, telegram=["111"], actor="test")
+    assert user.peers == ("telegram:111",)
+    assert services.operations.refreshed == [services.gateway().ref]
+    user = await services.users.link(ALICE, BOB, telegram=["222", "111"], discord=["5"], actor="test")
+    assert user.peers == ("telegram:111", "telegram:222", "discord:5")
+
+
+async def test_linking_what_is_linked_changes_nothing(services: Services) -> None:
+    await services.tenant()
+    await services.users.add(ALICE, BOB, telegram=["111"], actor="test")
+    services.operations.refreshed.clear()
+    await services.users.link(ALICE, BOB, telegram=["111"], actor="test")
+    assert services.operations.refreshed == []
+    assert "UserUpdated" not in services.kinds(ALICE)
+
+
+async def test_a_sender_who_is_somebody_else_is_not_linked_before_they_are_unlinked(services: Services) -> None:
+    await services.tenant()
+    carol = UserId("carol")
+    await services.users.add(ALICE, BOB, telegram=["111", "222"], actor="test")
+    await services.users.add(ALICE, carol, actor="test")
+    with pytest.raises(Conflict, match="telegram:111 already belongs to user 'bob'") as caught:
+        await services.users.link(ALICE, carol, telegram=["111"], actor="test")
+    assert "`mvm user unlink alice bob --telegram 111`" in (caught.value.hint or "")
+    assert (await services.users.unlink(ALICE, BOB, telegram=["111"], actor="test")).peers == ("telegram:222",)
+    assert (await services.users.link(ALICE, carol, telegram=["111"], actor="test")).peers == ("telegram:111",)
+
+
+async def test_only_who_is_a_user_can_be_unlinked_from_them(services: Services) -> None:
+    await services.tenant()
+    await services.users.add(ALICE, BOB, telegram=["111"], actor="test")
+    with pytest.raises(NotFound, match="telegram:222 is no address of user 'bob'"):
+        await services.users.unlink(ALICE, BOB, telegram=["111", "222"], actor="test")
+    assert services.users.get(ALICE, BOB).peers == ("telegram:111",)
+    with pytest.raises(NotFound):
+        await services.users.link(ALICE, UserId("nobody"), telegram=["333"], actor="test")
+
+
 async def test_a_gateway_pool_holds_nobodys_worker(services: Services) -> None:
     await services.tenant()
     with pytest.raises(InvalidInput, match="cannot hold anybody's worker"):
@@ -85,11 +138,11 @@ async def test_with_two_pools_of_workers_the_pool_must_be_named(services: Servic
     assert user.pool_id == "large"
 
 
-async def test_changed_addresses_replace_those_of_the_channel_and_leave_the_other(services: Services) -> None:
+async def test_what_a_manifest_says_of_a_users_addresses_replaces_what_was_known(services: Services) -> None:
     await services.tenant()
     await services.users.add(ALICE, BOB, telegram=["111"], discord=["5"], actor="test")
-    user = await services.users.set_peers(ALICE, BOB, telegram=["222"], actor="test")
-    assert user.peers == ("telegram:222", "discord:5")
+    said = UserSpec(user_id=BOB, pool_id=WORKERS, telegram=("222",))
+    assert (await services.users.change(ALICE, said, actor="test")).peers == ("telegram:222",)
 
 
 async def test_the_gateway_stops_serving_a_user_before_their_worker_is_destroyed(services: Services) -> None:
