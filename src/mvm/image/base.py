@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import ValidationError
+
 from mvm.model.base import Frozen
+from mvm.model.validation import problems_of
 from mvm.openclaw.install import Progress
 
 KERNEL = "vmlinux"
@@ -159,7 +162,10 @@ class Manifest(Frozen):
     @classmethod
     def read(cls, directory: Path) -> Manifest:
         """The manifest of a revision; `OSError` or `ValueError` when it has none that can be read."""
-        return cls.model_validate_json((directory / MANIFEST).read_bytes())
+        try:
+            return cls.model_validate_json((directory / MANIFEST).read_bytes())
+        except ValidationError as error:
+            raise ValueError(str(problems_of(error, cls)[0])) from error
 
     def write(self, directory: Path) -> None:
         """Write it beside the files that it describes."""

@@ -301,10 +301,16 @@ def _shared_peers(tenants: list[tuple[Location, dict[str, Any]]]) -> _Found:
                     yield (*user_at, channel), f"{peer} is also an address of {describe_location(owner)}", hint
 
 
+def _may_be(pool: dict[str, Any], role: Role) -> bool:
+    """Whether a pool has that role, or one that is misspelt: that is told of the role itself, and of nothing else."""
+    written = pool.get("role", Role.WORKER)
+    return written == role or written not in list(Role)
+
+
 def _homeless(
     tenant: dict[str, Any], pools: list[tuple[Location, dict[str, Any]]], users: list[tuple[Location, dict[str, Any]]]
 ) -> _Found:
-    workers = [pool.get("pool_id") for _, pool in pools if pool.get("role") == Role.CAPABILITY_OPENCLAW]
+    workers = [pool.get("pool_id") for _, pool in pools if _may_be(pool, Role.CAPABILITY_OPENCLAW)]
     for at, user in users:
         if isinstance(pool_id := user.get("pool_id"), str) and pool_id not in workers:
             yield (*at, "pool_id"), f"there is no pool {pool_id[:80]!r} of role {Role.CAPABILITY_OPENCLAW}", None
@@ -317,7 +323,7 @@ def _gateways(at: Location, tenant: dict[str, Any], pools: list[tuple[Location, 
         yield (*at, "gateway_tenant"), "a tenant cannot be served by itself as by another", "leave it out"
     elif served_by is not None and own:
         yield own[0], f"the tenant is served by {str(served_by)[:80]!r} and has a gateway pool of its own", None
-    if accepts and not own:
+    if accepts and not any(_may_be(pool, Role.GATEWAY) for _, pool in pools):
         yield (*at, "accepts"), "it accepts others but has no gateway pool of its own", None
 
 

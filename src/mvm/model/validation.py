@@ -130,7 +130,16 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
 
 def found_in(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str, str | None]]:
     """Where, what and what to do, of each thing that pydantic found."""
-    return [(detail["loc"], *_message(detail, model)) for detail in error.errors(include_url=False)]
+    details = error.errors(include_url=False)
+    return [(detail["loc"], *_message(detail, model)) for detail in details if not _follows(detail, details)]
+
+
+def _follows(detail: ErrorDetails, others: Sequence[ErrorDetails]) -> bool:
+    """Whether it is only because of another one: entries that are wrong are not counted as there."""
+    place = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in others
+    )
 
 
 _EXPECTED = {
@@ -138,6 +147,9 @@ _EXPECTED = {
     "int_type": "expected a whole number",
     "int_parsing": "expected a whole number",
     "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "float_parsing": "expected a number",
+    "finite_number": "expected a number",
     "bool_type": "expected true or false",
     "bool_parsing": "expected true or false",
     "list_type": "expected a list",
@@ -146,9 +158,17 @@ _EXPECTED = {
     "model_type": "expected a table of keys and values",
     "model_attributes_type": "expected a table of keys and values",
     "datetime_type": "expected a time such as 2026-01-31T12:00:00Z",
+    "datetime_parsing": "expected a time such as 2026-01-31T12:00:00Z",
     "datetime_from_date_parsing": "expected a time such as 2026-01-31T12:00:00Z",
-    "missing": "is missing",
     "none_required": "expected null",
+}
+_REMEDIES = {
+    "expected a string": "write it in quotes",
+    "expected a whole number": "write digits, without quotes",
+    "expected a number": "write digits, without quotes",
+    "expected true or false": "write true or false, without quotes",
+    "expected a list": 'write it in brackets, such as ["..."]',
+    "expected a table of keys and values": "write its keys and values in braces, or as a table of its own",
 }
 _LIMITS = {
     "greater_than_equal": ("ge", "is too small: it must be at least {}"),
@@ -164,8 +184,14 @@ _LIMITS = {
 
 def _message(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None]:
     kind, context, location = detail["type"], detail.get("ctx", {}), detail["loc"]
-    if kind in _EXPECTED and kind != "missing":
-        return f"{_EXPECTED[kind]}, not {_kind_of(detail.get('input'))}", None
+    if (expected := _EXPECTED.get(kind)) is not None:
+        # Text that cannot be read as such is of the right kind all the same.
+        given = "" if kind.endswith("_parsing") else f", not {_kind_of(detail.get('input'))}"
+        return f"{expected}{given}", _REMEDIES.get(expected)
+    if kind == "int_parsing_size":
+        return "is a number out of all bounds", None
+    if kind == "missing":
+        return "is missing", "add it: it has no default"
     if kind == "extra_forbidden":
         key = str(location[-1])
         return f"unknown key {key[:80]!r}", unknown_key_hint(key, known_keys(model, location[:-1]))
@@ -173,12 +199,14 @@ def _message(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | N
         return f"is none of: {context['expected']}", None
     if kind in _LIMITS:
         name, text = _LIMITS[kind]
-        return text.format(context[name]), None
+        return "is empty" if text.startswith("is too short") and context[name] == 1 else text.format(
+            context[name]
+        ), None
     if kind == "string_pattern_mismatch":
-        return f"does not have the form {context['pattern']}", None
+        return "has characters, or a length, that it may not have", f"it must match {context['pattern']}"
     if kind == "mvm":
         return str(context["message"]), context.get("hint")
-    return _EXPECTED.get(kind, detail["msg"]), None
+    return "is not what is expected here", None
 
 
 def _kind_of(value: object) -> str:

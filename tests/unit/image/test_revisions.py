@@ -127,6 +127,9 @@ def test_a_broken_manifest_is_named(revisions: Revisions) -> None:
     (directory / MANIFEST).write_text("{")
     with pytest.raises(MvmError, match=r"manifest\.json cannot be read"):
         revisions.all()
+    (directory / MANIFEST).write_text("{}")
+    with pytest.raises(MvmError, match=r"manifest\.json cannot be read: digest: is missing"):
+        revisions.all()
 
 
 def test_removing_is_for_revisions_only(revisions: Revisions) -> None:

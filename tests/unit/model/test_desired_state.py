@@ -118,7 +118,7 @@ GATEWAYS = {"pool_id": "g", "role": "gateway"}
     [
         ({**state(), "schema_version": 2}, "schema_version: is none of: 1"),
         ({**state(), "prune": True}, "prune: unknown key 'prune'"),
-        (state(node_id=""), "node_id: is too short"),
+        (state(node_id=""), "node_id: is empty"),
         (state(prune_unknown_pools=1), "prune_unknown_pools: expected true or false"),
         (state(tenant("A")), "tenants[0].tenant_id: tenant id 'A' is not valid"),
         (state(tenant(), tenant()), "tenants[1].tenant_id: tenant 'a' is already at tenants[0]"),
@@ -173,6 +173,14 @@ GATEWAYS = {"pool_id": "g", "role": "gateway"}
             "tenants[0].pools[0]: the tenant is served by 'hub' and has a gateway pool of its own",
         ),
         (state(tenant(gateway_tenant="a")), "tenants[0].gateway_tenant: a tenant cannot be served by itself"),
+        (
+            state(tenant(pools=[{**WORKERS, "role": "capability-openclow"}], users=[{"user_id": "u", "pool_id": "w"}])),
+            "tenants[0].pools[0].role: role 'capability-openclow' is unknown",
+        ),
+        (
+            state(tenant(pools=[{**GATEWAYS, "role": "gatway"}], accepts=["b"])),
+            "tenants[0].pools[0].role: role 'gatway' is unknown",
+        ),
         (state(tenant(accepts=["b"])), "tenants[0].accepts: it accepts others but has no gateway pool"),
     ],
 )

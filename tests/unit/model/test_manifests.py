@@ -351,6 +351,13 @@ def test_a_deployment_that_contradicts_itself_is_refused_with_the_line(load_depl
     assert any(said in str(problem) for problem in refused.value.problems), refused.value.message
 
 
+def test_a_misspelt_role_is_the_only_problem_of_a_file_whose_only_pool_has_it(load_deployment) -> None:
+    with pytest.raises(ValidationProblems) as refused:
+        load_deployment(TENANT + "[[pools]]\nid = 'gateways'\nrole = 'gatway'\n")
+    (only,) = refused.value.problems
+    assert only.message == "role 'gatway' is unknown"
+
+
 def test_every_problem_is_said_at_once_in_the_order_of_the_file(load_deploy) -> None:
     with pytest.raises(ValidationProblems) as refused:
         load_deploy("[secrets]\nanthropic = {}\n[overrides.workers]\nvcpus = 0\nzzz = 1\n[openclaw]\nmodel = 1\n")

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import subprocess
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from mvm.model.base import Frozen
+from mvm.model.desired import DesiredState
 from mvm.model.egress import parse_egress, parse_rule
-from mvm.model.entities import OpenClawSettings, Pool, PoolSpec, Quotas, User, UserSpec
+from mvm.model.entities import (
+    Instance,
+    OpenClawSettings,
+    Pool,
+    PoolSpec,
+    Quotas,
+    StageTiming,
+    Tenant,
+    User,
+    UserSpec,
+)
 from mvm.model.errors import InvalidInput
-from mvm.model.validation import ValidationProblems, known_keys, nearest, parse
+from mvm.model.manifest_tables import DeploymentFile
+from mvm.model.routes import Route
+from mvm.model.validation import ValidationProblems, found_in, known_keys, nearest, parse
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -47,6 +62,7 @@ class Outer(Frozen):
     inner: Inner | None = None
     many: tuple[Inner, ...] = ()
     named: dict[str, Inner] = {}  # noqa: RUF012
+    some: Annotated[tuple[Inner, ...], Field(min_length=1)] = (Inner(number=1),)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +76,8 @@ class Outer(Frozen):
         ({"many": {}}, "many: expected a list, not a table"),
         ({"inner": []}, "inner: expected a table of keys and values, not a list"),
         ({"inner": {}}, "inner.number: is missing"),
+        ({"some": []}, "some: has too few entries: at least 1 needed"),
+        ({"some": [{"number": 1, "flag": 0}]}, "some[0].flag: expected true or false, not a whole number"),
     ],
 )
 def test_a_document_of_another_shape_is_refused_with_path_and_expectation(document: Any, said: str) -> None:
@@ -100,6 +118,30 @@ def test_any_json_is_of_a_model_or_refused_in_words(model: type[BaseModel], docu
         read = parse(model, document, what="document")
         again = parse(model, read.model_dump(mode="json"), what="document")
         assert again == read
+
+
+WRONG = (None, True, 1, 1.5, -1, 10**30, 10**3000, "x", "", [], ["x"], [1], [None], [[]], {}, {"x": 1}, {"": {}})
+
+
+@pytest.mark.parametrize("model", [DesiredState, DeploymentFile, Instance, PoolSpec, StageTiming, Tenant, User, Route])
+def test_pydantics_own_words_are_in_no_error(model: type[BaseModel]) -> None:
+    said = set()
+    for key, value in itertools.product(known_keys(model, ()), WRONG):
+        with pytest.raises(ValidationError) as refused:
+            model.model_validate_json(json.dumps({key: value, "no such key": 1}), strict=True)
+        said |= {message for _, message, _ in found_in(refused.value, model)}
+        theirs = {detail["msg"] for detail in refused.value.errors() if detail["type"] != "mvm"}
+        assert said & theirs == set()
+    assert [text for text in said if "nput" in text or "required" in text or "valid " in text] == []
+
+
+def test_what_is_of_the_wrong_kind_is_told_with_what_to_write() -> None:
+    with pytest.raises(ValidationProblems) as refused:
+        parse(Outer, {"inner": {"number": "1"}}, what="document")
+    assert refused.value.hint == "write digits, without quotes"
+    with pytest.raises(ValidationProblems) as refused:
+        parse(Outer, {"inner": {}}, what="document")
+    assert refused.value.hint == "add it: it has no default"
 
 
 def test_pools_and_users_are_their_settings_with_an_owner() -> None:
