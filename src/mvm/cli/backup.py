@@ -63,7 +63,8 @@ def import_(
 ) -> None:
     """Make a tenant again from a backup. All of it is checked before anything is created.
 
-    The bot of a tenant listens in one place only: stop or destroy the original before its copy starts.
+    The bot of a tenant listens in one place only: destroy the original before its copy is made on the same host, stop
+    it before a copy starts on another one.
     """
     tenant_id = options.tenant(name) if name is not None else None
     _look_at(file)

@@ -199,9 +199,13 @@ class Backups:
         manifest = await asyncio.to_thread(read_manifest, path, passphrase)
         tenant_id = name or manifest.tenant.tenant_id
         if tenant_id in self._catalog.tenants:
-            raise Conflict(f"tenant {tenant_id!r} exists already", hint="--as NAME imports it under another name")
+            raise Conflict(
+                f"tenant {tenant_id!r} exists already",
+                hint=f"`mvm tenant destroy {tenant_id}` makes room for the backup, with all that came after it;"
+                " --as NAME imports it under another name",
+            )
         await self._require_runtime(manifest)
-        await self._tenants.require_own_bots(tenant_id, manifest.secrets)
+        await self._tenants.require_own_bots(tenant_id, manifest.secrets, remedy=_without_its_bot)
         before = manifest.tenant
         await self._tenants.create(
             tenant_id,
@@ -302,3 +306,11 @@ class Backups:
                 except MvmError as error:
                     notes.append(f"{instance.ref} does not start: {error.message}")
         return tuple(notes)
+
+
+def _without_its_bot(owner: TenantId, token: str) -> str:
+    """What to do about a copy whose original is still here: the bot leaves the one before it comes with the other."""
+    return (
+        f"destroy the original first, with all that came after the backup: `mvm tenant destroy {owner}`; or give it"
+        f" another bot: `mvm tenant secrets set {owner} --file {token}=FILE`; then import again"
+    )

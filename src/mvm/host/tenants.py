@@ -31,6 +31,13 @@ DESTROYED_AT_ONCE = 8
 HOST_AUDIT = TenantId("mvm-host")
 """Whose audit tells of what has no tenant any more; no tenant may have this id."""
 
+Remedy = Callable[[TenantId, str], str]
+
+
+def _another_bot(owner: TenantId, token: str) -> str:
+    return f"make another bot, or share the gateway: [gateway] tenant = {owner!r}"
+
+
 HostNetworks = Callable[[], Mapping[str, IPv4Network]]
 """Networks that this host itself is in (a phrase for each -> network)."""
 
@@ -194,16 +201,22 @@ class Tenants:
             await self._deliver(tenant_id, AuditAction.SECRETS_SET, changed, actor=actor)
         return changed
 
-    async def require_own_bots(self, tenant_id: TenantId, secrets: Mapping[str, str]) -> None:
-        """Raise `Conflict` for a bot that another tenant of this host has: a channel lets only one gateway listen."""
-        for name in (LOGICAL_NAMES["telegram_token"], LOGICAL_NAMES["discord_token"]):
+    async def require_own_bots(
+        self, tenant_id: TenantId, secrets: Mapping[str, str], *, remedy: Remedy = _another_bot
+    ) -> None:
+        """Raise `Conflict` for a bot that another tenant of this host has: a channel lets only one gateway listen.
+
+        `remedy` makes the hint of whose it is and what its secret is called.
+        """
+        for token in ("telegram_token", "discord_token"):
+            name = LOGICAL_NAMES[token]
             if (value := secrets.get(name.path)) is None:
                 continue
             for other in list(self._catalog.tenants):
                 if other != tenant_id and await self._secrets.holds(other, name.path, value):
                     raise Conflict(
                         f"the bot of {name.path} is tenant {other!r}'s already, and only one gateway can listen to it",
-                        hint=f"make another bot, or share the gateway: [gateway] tenant = {other!r}",
+                        hint=remedy(other, token),
                     )
 
     async def rotate_secrets(self, tenant_id: TenantId, scope: str | None, *, actor: str) -> tuple[str, ...]:

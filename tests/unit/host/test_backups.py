@@ -84,10 +84,14 @@ async def test_a_tenant_is_saved_destroyed_and_made_again(deployed: Agent) -> No
 
 async def test_a_copy_beside_the_original_has_ids_and_a_network_of_its_own(deployed: Agent) -> None:
     backup = await exported(deployed)
-    with pytest.raises(Conflict, match="exists already"):
+    with pytest.raises(Conflict, match="exists already") as caught:
         await imported(deployed, backup)
-    with pytest.raises(Conflict, match="only one gateway can listen"):
+    assert "`mvm tenant destroy alice` makes room" in (caught.value.hint or "")
+    with pytest.raises(Conflict, match="only one gateway can listen") as caught:
         await imported(deployed, backup, tenant_id="copy")
+    assert (caught.value.hint or "").startswith("destroy the original first")
+    assert "`mvm tenant destroy alice`" in (caught.value.hint or "")
+    assert "`mvm tenant secrets set alice --file telegram_token=FILE`" in (caught.value.hint or "")
     await deployed.call("SecretsSet", tenant_id="alice", secrets={"x/Y": "another-value"}, prune=True)
     await imported(deployed, backup, tenant_id="copy", start=False)
     catalog = deployed.host.catalog

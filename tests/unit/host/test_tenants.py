@@ -255,4 +255,5 @@ async def test_one_bot_is_one_tenants(services: Services) -> None:
     with pytest.raises(Conflict, match="already, and only one gateway") as caught:
         await services.tenants.set_secrets(bob, token, actor="test")
     assert token["telegram/TELEGRAM_BOT_TOKEN"] not in caught.value.message
+    assert "share the gateway: [gateway] tenant = 'alice'" in (caught.value.hint or "")
     assert await services.secrets.names(bob) == []
