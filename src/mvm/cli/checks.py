@@ -105,8 +105,17 @@ def kvm(device: Path = Path("/dev/kvm")) -> Finding:
     return Finding(name="kvm", verdict=Verdict.OK, found=text, matters=matters)
 
 
-def process_runtime() -> Finding:
+def process_runtime(locations: Locations) -> Finding:
     matters = "it runs instances as ordinary processes: for development and tests, nothing is isolated"
+    if locations.production:
+        asked = locations.runtime == "process"
+        return Finding(
+            name="process runtime",
+            verdict=Verdict.PROBLEM if asked else Verdict.NOTE,
+            found="refused in production mode: it does not isolate tenants",
+            matters=matters,
+            remedy="MVM_RUNTIME=auto, firecracker or qemu" if asked else None,
+        )
     if sys.platform != "linux":
         return Finding(
             name="process runtime",
@@ -115,7 +124,12 @@ def process_runtime() -> Finding:
             matters=matters,
             remedy="use a Linux machine",
         )
-    return Finding(name="process runtime", verdict=Verdict.OK, found="usable", matters=matters)
+    return Finding(
+        name="process runtime",
+        verdict=Verdict.OK,
+        found="usable; instances are not isolated from each other",
+        matters=matters,
+    )
 
 
 def loopback_addresses() -> Finding:
@@ -238,7 +252,7 @@ def local_checks(locations: Locations) -> Iterator[Finding]:
         node_program,
         lambda: openclaw_installation(locations),
         kvm,
-        process_runtime,
+        lambda: process_runtime(locations),
         loopback_addresses,
         lambda: secrets_memory(locations),
         lambda: disk_space(locations),

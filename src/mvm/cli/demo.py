@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvm.cli import session
-from mvm.cli.output import AsJson, Format, Output, emit, facts, sections
+from mvm.cli.output import AsJson, Format, Output, emit, facts, hanging, sections
 from mvm.model.errors import InvalidInput, NotFound
 from mvm.model.ids import TenantId
 
@@ -186,7 +186,7 @@ class _Run:
 
         require_runtime(node, self._runtime)
         if node["isolated"]:  # otherwise `mvm new` says so
-            self._say(f"runtime {node['runtime']}: {node['runtime_reason']}")
+            self._say(hanging("", f"runtime {node['runtime']}: {node['runtime_reason']}"))
 
     def _say(self, line: str) -> None:
         print(f"[{time.monotonic() - self._began:6.1f} s] {line}", file=sys.stderr, flush=True)

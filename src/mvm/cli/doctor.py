@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mvm.cli import session
-from mvm.cli.output import AsJson, Format, Output, columns, emit, sections
+from mvm.cli.output import AsJson, Format, Output, columns, emit, hanging, sections
 from mvm.model.errors import ExitStatus
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def doctor(
         "healthy": healthy,
         "checks": [finding.as_json() for finding in findings],
         "settings": [
-            {"name": name, "value": _shown(getattr(locations, name)), "origin": origin}
+            {"name": name, "value": _value(getattr(locations, name)), "origin": origin}
             for name, origin in locations.origins.items()
         ],
     }
@@ -75,13 +75,16 @@ def _report(findings: list[Finding], locations: Locations) -> str:
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
-        lines.append(f"{finding.verdict:<8} {finding.name.ljust(width)}  {finding.found}")
+        lines.append(hanging(f"{finding.verdict:<8} {finding.name.ljust(width)}  ", finding.found))
         if finding.remedy is not None:
             indent = " " * (width + 11)
-            lines += [f"{indent}why: {finding.matters}", f"{indent}do:  {finding.remedy}"]
-    settings = [(name, _shown(getattr(locations, name)), origin) for name, origin in locations.origins.items()]
+            lines += [hanging(f"{indent}why: ", finding.matters), hanging(f"{indent}do:  ", finding.remedy)]
+    settings = [(name, _value(getattr(locations, name)), origin) for name, origin in locations.origins.items()]
     return sections("\n".join(lines), columns(("setting", "value", "from"), settings))
 
 
-def _shown(value: object) -> str:
+def _value(value: object) -> str | bool:
+    """A setting as it is shown; a table has words for yes and no."""
+    if isinstance(value, bool):
+        return value
     return "off" if value is None else str(value)

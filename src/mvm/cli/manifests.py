@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mvm.cli.output import hanging
+
 if TYPE_CHECKING:
     from mvm.cli.progress import Show
     from mvm.host.client import AgentClient
@@ -95,7 +97,7 @@ async def ready_agent(locations: Locations, deployment: Deployment, *, say: Call
         return client
     if any(pool.egress != "internet" for pool in deployment.pools):
         say("note: `egress` is not enforced: this runtime has no network of its own")
-    say(f"note: runtime {node['runtime']}: {node['runtime_reason']}")
+    say(hanging("note: ", f"runtime {node['runtime']}: {node['runtime_reason']}"))
     return client
 
 

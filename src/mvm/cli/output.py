@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -14,6 +15,8 @@ import typer
 
 from mvm.telemetry.printable import printable
 
+WIDTH = 120
+"""Characters of a line of text; what is to be copied out of it may be longer."""
 MISSING = "-"
 """Shown where there is no value."""
 
@@ -89,6 +92,18 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 def counts(of: Mapping[str, int]) -> str:
     """`1 running, 2 sleeping`: what there is some of."""
     return ", ".join(f"{count} {name}" for name, count in of.items() if count)
+
+
+def hanging(head: str, text: str) -> str:
+    """Text after `head`, in lines that a terminal shows whole; those that follow are indented as far as `head` goes."""
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def sections(*parts: str) -> str:

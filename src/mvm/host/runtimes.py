@@ -95,5 +95,5 @@ class Runtimes:
 
 
 def _because(choice: str, probe: Probe) -> str:
-    """One line: why this runtime, what is to be known of it, and what would change that."""
-    return "; ".join(part for part in (choice, probe.reason, probe.remedy) if part)
+    """What is to be known of a runtime, what would change that, and last why it is this one."""
+    return "; ".join(part for part in (probe.reason, probe.remedy, choice) if part)

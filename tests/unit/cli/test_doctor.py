@@ -43,6 +43,33 @@ def test_people_are_told_why_and_what_to_type(agent: ScriptedAgent, mvm: Type, m
     assert "do:  free some space" in typed.out
 
 
+def test_a_line_of_the_report_fits_a_terminal_and_the_settings_are_in_words(
+    agent: ScriptedAgent, mvm: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = checks.Finding(
+        name="x", verdict=Verdict.WARNING, found="found " * 40, matters="so " * 60, remedy="do this; " * 40
+    )
+    monkeypatch.setattr(checks, "memory", lambda: found)
+    typed = mvm("doctor")
+    report, settings = typed.out.split("\n\n")
+    ours = [line for line in report.splitlines() if line.split()[-1] in ("found", "so", "this;")]
+    assert len(ours) >= 6, "each of the three is longer than a line"
+    assert max(map(len, ours)) <= 120
+    assert "True" not in settings
+    assert "False" not in settings
+    values = {setting["name"]: setting["value"] for setting in mvm("doctor", "--json").document["settings"]}
+    assert (values["production"], values["autostart"], values["listen"]) == (False, False, "off")
+
+
+def test_processes_are_told_to_be_refused_in_production_mode(locations: Locations) -> None:
+    assert "not isolated" in checks.process_runtime(locations).found
+    production = replace(locations, production=True)
+    unused, asked_for = (checks.process_runtime(replace(production, runtime=name)) for name in ("auto", "process"))
+    assert "refused in production mode" in unused.found
+    assert (unused.verdict, asked_for.verdict) == (Verdict.NOTE, Verdict.PROBLEM)
+    assert "MVM_RUNTIME" in (asked_for.remedy or "")
+
+
 def test_a_machine_without_kvm_is_told_so(tmp_path: Path) -> None:
     missing = checks.kvm(tmp_path / "kvm")
     assert missing.verdict is Verdict.WARNING

@@ -75,6 +75,19 @@ def test_a_runtime_that_isolates_nothing_is_said_aloud(ready: ScriptedAgent, mvm
     assert "note: runtime process: NOT isolated; use KVM" in typed.err
 
 
+def test_a_long_reason_is_told_in_lines_that_a_terminal_shows_whole(
+    ready: ScriptedAgent, mvm: Type, folder: Path
+) -> None:
+    reason = "; ".join(f"not runtime{number}: it is not installed and nobody wanted it" for number in range(4))
+    ready.answers["NodeInfo"] = {"isolated": False, "runtime": "process", "runtime_reason": reason}
+    typed = mvm("new", "openclaw", "alice", "--no-check", "-c", str(folder / "deploy.toml"), "--dry-run")
+    lines = typed.err.splitlines()
+    (begin,) = (number for number, line in enumerate(lines) if line.startswith("note: runtime process: not runtime0"))
+    told = [lines[begin], *(line for line in lines[begin + 1 :] if line.startswith("      "))]
+    assert " ".join(line.strip() for line in told) == f"note: runtime process: {reason}"
+    assert all(len(line) <= 120 for line in told)
+
+
 def test_a_dry_run_changes_nothing(ready: ScriptedAgent, mvm: Type, folder: Path) -> None:
     typed = mvm("new", "openclaw", "alice", "--no-check", "-c", str(folder / "deploy.toml"), "--dry-run")
     assert ready.asked("ApplyDeployment")["dry_run"] is True
