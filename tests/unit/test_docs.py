@@ -12,6 +12,8 @@ from tests.unit.cli.test_commands import leaves, typable
 
 from mvm.cli.main import COMMANDS
 from mvm.host.locations import SETTINGS
+from mvm.model import errors
+from mvm.model.errors import ExitStatus
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/adr").glob("*.md")])
@@ -100,3 +102,48 @@ def test_the_reference_has_every_option_of_every_command() -> None:
         # Of these the head speaks, once for all commands.
         missing += [f"{leaf} {name}" for name in sorted(options - {"--output", "--json", "--help", *known})]
     assert missing == []
+
+
+@cache
+def raised() -> tuple[tuple[str, ExitStatus], ...]:
+    """Every text that is made an error of, with … for what is put in, and the exit status of that error."""
+    calls: list[ast.Call] = []
+    parents: dict[str, str] = {}
+    for path in (ROOT / "src/mvm").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.bases and isinstance(node.bases[0], ast.Name):
+                parents[node.name] = node.bases[0].id
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+                calls.append(node)
+    found = []
+    for call in calls:
+        assert isinstance(call.func, ast.Name)
+        kind = call.func.id
+        while not hasattr(errors, kind) and kind in parents:
+            kind = parents[kind]
+        status = getattr(getattr(errors, kind, None), "exit_status", None)
+        match call.args[0]:
+            case ast.Constant(value=str(text)):
+                pass
+            case ast.JoinedStr(values=values):
+                text = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in values)
+            case _:
+                continue
+        if status is not None:
+            found.append((text, status))
+    return tuple(found)
+
+
+def claimed_statuses() -> list[tuple[str, int]]:
+    """Errors below a heading that says with which status they end."""
+    found = []
+    for section in re.split(r"^## ", TROUBLESHOOTING.read_text(), flags=re.MULTILINE):
+        if (heading := re.match(r".*\(status (\d)\)$", section, re.MULTILINE)) is not None:
+            rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+            found += [(text, int(heading[1])) for row in rows for text in re.findall(r"`([^`]+)`", row)]
+    return found
+
+
+@pytest.mark.parametrize(("error", "status"), claimed_statuses())
+def test_an_error_ends_with_the_status_that_the_docs_claim(error: str, status: int) -> None:
+    assert {ended for text, ended in raised() if error in text} == {status}

@@ -63,11 +63,12 @@ def exceeded(quotas: Quotas, use: Use, request: Request, *, who: str) -> list[Qu
         if wanted <= 0 or used + wanted <= limit:
             continue
         starting = f" ({use.in_flight} of them starting)" if name == "max_running" and use.in_flight else ""
-        message = (
+        error = QuotaExceeded(
             f"quota {name} would be exceeded by {who}: limit {_amount(limit, unit)}, "
-            f"in use {_amount(used, unit)}{starting}, requested {_amount(wanted, unit)}"
+            f"in use {_amount(used, unit)}{starting}, requested {_amount(wanted, unit)}",
+            hint=_HINTS[name],
         )
-        errors.append(QuotaExceeded(message, hint=_HINTS[name]))
+        errors.append(error)
     return errors
 
 
