@@ -112,7 +112,7 @@ async def audit_verify(host: Host, params: OfAudit, call: Call) -> Json:
         host.catalog.tenant(params.tenant_id)
     tenants = [params.tenant_id] if params.tenant_id is not None else [*sorted(host.catalog.tenants), HOST_AUDIT]
     found = []
-    for number, tenant in enumerate(tenants):
+    for number, tenant in enumerate(tenants, 1):
         call.progress(f"reading the audit of {tenant}", done=number, total=len(tenants))
         found.append(_verdict(tenant, await asyncio.to_thread(audit.verify, tenant)))
     return {"audits": found}

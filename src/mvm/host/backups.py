@@ -104,7 +104,7 @@ class Backups:
         notes: list[str] = []
         try:
             await asyncio.to_thread(writer.manifest, await self._manifest(tenant_id, instances))
-            for number, instance in enumerate(instances):
+            for number, instance in enumerate(instances, 1):
                 progress(f"saving {instance.ref}", done=number, total=len(instances))
                 async with self._at_rest(instance, notes, actor=actor):
                     state_dir = self._lifecycle.machine(instance).state_dir

@@ -135,7 +135,7 @@ class Pools:
         gone = False
         while not gone:
             instances = self._catalog.instances_of(tenant_id, pool_id)
-            for number, instance in enumerate(instances):
+            for number, instance in enumerate(instances, 1):
                 progress(f"destroying {instance.ref}", done=number, total=len(instances))
                 await self._operations.destroy(instance.ref, actor=actor)
             # Instances are made under this lock: none is made in a pool that is just going.

@@ -9,7 +9,10 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Takes what is being done or waited for, and how far it is where that is known. Never waits, never fails."""
+    """Takes what is being done or waited for, and how far it is where that is known. Never waits, never fails.
+
+    Of steps `done` counts the present one too: the last one is `total` of `total`.
+    """
 
     def __call__(self, text: str, *, done: float | None = None, total: float | None = None) -> None: ...
 

@@ -53,10 +53,18 @@ class Run:
     secrets: Mapping[str, str] | None = None
     all_or_nothing: bool = False
     """True: after the first failure nothing more is begun."""
+    begun: int = 0
+    total: int = 0
+    """Actions of the plan that is carried out, and how many of them have been begun."""
 
     @property
     def given_up(self) -> bool:
         return self.all_or_nothing and bool(self.report.failures)
+
+    def begin(self, action: Action) -> None:
+        """Tell that an action begins, as which of how many."""
+        self.begun += 1
+        self.progress(f"{action.kind} {action.object}", done=self.begun, total=self.total)
 
 
 @dataclass
@@ -93,9 +101,8 @@ class Executor:
     async def carry_out(self, wanted: Wanted | None, actions: Iterable[Action], run: Run) -> None:
         """Do all of it, in order."""
         todo = list(actions)
-        records = [action for action in todo if action.kind.is_about_records]
-        for number, action in enumerate(records):
-            run.progress(f"{action.kind} {action.object}", done=number, total=len(todo))
+        run.begun, run.total = 0, len(todo)
+        for action in (action for action in todo if action.kind.is_about_records):
             await self._guarded(action, run, self._record(wanted, action, run))
         if run.given_up:
             return
@@ -133,6 +140,7 @@ class Executor:
 
     async def _record(self, wanted: Wanted | None, action: Action, run: Run) -> None:
         tenant_id, actor, subject = action.tenant_id, run.actor, action.subject
+        run.begin(action)
         match action.kind, subject:
             case Kind.DESTROY_TENANT, _:
                 await self._tenants.destroy(tenant_id, actor=actor, progress=run.progress)
@@ -208,6 +216,7 @@ class Executor:
     async def _build(self, action: Action, run: Run) -> None:
         assert self._images is not None
         assert action.pool_id is not None
+        run.begin(action)
         pool = self._catalog.pool(action.tenant_id, action.pool_id)
         await self._images.build(pool, actor=run.actor, progress=run.progress)
         run.report.note("pools", "built", action.object)
@@ -239,10 +248,10 @@ class Executor:
 
     async def _raise(self, action: Action, run: Run, rise: _Rise) -> None:
         """Have one instance where it is to be: made if need be, started, then put to rest if that is what is wanted."""
+        run.begin(action)
         rise.ref = ref = await self._ref_of(action, run)
         if action.to is State.READY:
             return
-        run.progress(f"{action.kind} {action.object}")
         await self._start(ref, run, what=_STARTED.get(action.kind, "started"))
         if action.to is State.WARM:
             await self._operations.warm(ref, actor=run.actor)
@@ -288,7 +297,7 @@ class Executor:
 
     async def _lower(self, action: Action, run: Run) -> None:
         assert action.instance is not None
-        run.progress(f"{action.kind} {action.object}")
+        run.begin(action)
         match action.kind:
             case Kind.STOP:
                 await self._operations.stop(action.instance, actor=run.actor, hold=False)
@@ -306,7 +315,7 @@ class Executor:
         """Restart one idle instance so that it takes on what its pool says; a message meanwhile finds it coming up."""
         assert action.instance is not None
         before = self._catalog.instance(action.instance)
-        run.progress(f"{action.kind} {action.object}")
+        run.begin(action)
         await self._operations.stop(action.instance, actor=run.actor, hold=False)
         try:
             await self._start(action.instance, run, what="restarted")
@@ -324,6 +333,7 @@ class Executor:
 
     async def _discard(self, action: Action, run: Run) -> None:
         assert action.instance is not None
+        run.begin(action)
         await self._operations.discard(action.instance, actor=run.actor)
         run.report.note("instances", "discarded", str(action.instance))
 

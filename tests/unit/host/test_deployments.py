@@ -62,6 +62,15 @@ async def test_a_dry_run_tells_everything_and_changes_nothing(services: Services
     assert told == await apply(services)
 
 
+async def test_every_step_is_told_with_its_number_up_to_the_last(services: Services) -> None:
+    counts: list[tuple[float | None, float | None]] = []
+    planned = await apply(
+        services, progress=lambda text, done=None, total=None: counts.append((done, total)) if total else None
+    )
+    assert len(planned) > 3
+    assert counts == [(number, len(planned)) for number in range(1, len(planned) + 1)]
+
+
 async def test_only_what_differs_is_changed(services: Services) -> None:
     await apply(services)
     larger = WORKER_POOL.model_copy(update={"mem_mib": 4096})
