@@ -286,6 +286,21 @@ async def test_wrong_keys_are_named_within_seconds_and_nothing_is_created() -> N
         assert (await someone.ask("tenant", "list"))["tenants"] == []
 
 
+async def test_a_token_that_nobody_asked_about_and_telegram_does_not_know_is_told_by_the_gateway() -> None:
+    async with standin_operator() as someone:
+        bot = someone.telegram.add_bot("revoked_bot")
+        revoked = bot.token
+        someone.telegram.revoke(bot)
+        path = someone.write_deploy_toml({"alice": ALICE}, telegram_token=revoked)
+        began = time.monotonic()
+        with pytest.raises(CommandFailed) as failed:
+            await someone.mvm("new", "openclaw", TENANT, "--config", str(path), "--no-check")
+        assert time.monotonic() - began < 60
+        assert "Telegram does not let the gateway" in failed.value.stderr
+        assert "telegram_token=FILE" in failed.value.stderr
+        assert revoked not in failed.value.stderr
+
+
 async def test_a_model_key_revoked_later_is_told_to_the_person_and_to_the_operator() -> None:
     async with scene() as deployment:
         deployment.model.revoke()

@@ -48,6 +48,7 @@ class Guest:
     wakes: int = 0
     sleeps: int = 0
     refreshes: int = 0
+    logs: dict[str, str] = field(default_factory=lambda: {"agent": "all is well"})
     requests: list[str] = field(default_factory=list)
     last: str = ""
     """Tag of the last request but for pings: a guest that was drained last is one that nobody let go on."""
@@ -328,8 +329,13 @@ class InstantRuntime:
                 )
             case messages.Exec():
                 return messages.ExecResult(status=0, stdout=" ".join(request.argv).encode())
-            case messages.Logs():
-                return messages.LogsResult(logs=(messages.ServiceLog(service="agent", text="all is well"),))
+            case messages.Logs(service=None):
+                logs = tuple(messages.ServiceLog(service=name, text=text) for name, text in guest.logs.items())
+                return messages.LogsResult(logs=logs)
+            case messages.Logs(service=str(name)):
+                if name not in guest.logs:
+                    raise rpc.Refusal(f"there is no log of {name!r}; there are logs of {', '.join(guest.logs)}")
+                return messages.LogsResult(logs=(messages.ServiceLog(service=name, text=guest.logs[name]),))
             case _:
                 raise rpc.Refusal(f"{request.tag} is not simulated")
 

@@ -270,7 +270,7 @@ async def open_host(
             clock=clock,
             host_networks=host_networks,
         )
-        inspection = Inspection(catalog, lifecycle, known_runtimes, guests, chronicle)
+        inspection = Inspection(catalog, lifecycle, known_runtimes, guests, chronicle, clock)
         pools = Pools(
             catalog=catalog,
             operations=lifecycle,
@@ -311,6 +311,7 @@ async def open_host(
             gateways=gateways,
             operations=lifecycle,
             reports=reports,
+            require_login=inspection.require_login,
             chronicle=chronicle,
             clock=clock,
         )

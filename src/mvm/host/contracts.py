@@ -13,6 +13,10 @@ LastWords = Callable[[Instance], Awaitable[str | None]]
 """What an instance that does not run has to say for itself, from its logs."""
 
 
+RequireLogin = Callable[[Instance], Awaitable[None]]
+"""Raises `ChannelRefused` when a channel does not let a gateway that runs in."""
+
+
 class InstanceOperations(Protocol):
     """Operations on instances (see `mvm.host.lifecycle.Lifecycle` for what each one promises)."""
 

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Mapping
 
 from mvm.host.catalog import Catalog
+from mvm.host.channel_logins import ChannelRefused
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
-from mvm.host.contracts import InstanceOperations
+from mvm.host.contracts import InstanceOperations, RequireLogin
 from mvm.host.gateways import Gateways
 from mvm.host.pools import Pools
 from mvm.host.progress import Progress, silent
@@ -49,6 +50,7 @@ class Deployments:
         gateways: Gateways,
         operations: InstanceOperations,
         reports: Reports,
+        require_login: RequireLogin,
         chronicle: Chronicle,
         clock: Clock,
     ) -> None:
@@ -61,6 +63,7 @@ class Deployments:
         self._gateways = gateways
         self._operations = operations
         self._reports = reports
+        self._require_login = require_login
         self._chronicle = chronicle
         self._clock = clock
 
@@ -95,6 +98,8 @@ class Deployments:
         if whole and report.failures:
             error = report.failures[0].error
             await self._take_back(wanted.name, report, error, actor=actor, progress=progress)
+            if isinstance(error, ChannelRefused):
+                raise error
             raise error_for_code(
                 error.code, error.message, f"`mvm events --tenant {wanted.name}` shows what happened"
             ) from error
@@ -154,13 +159,16 @@ class Deployments:
     ) -> list[Instance]:
         """Wait until the gateway answers and every worker that runs does; returns them.
 
-        Raises `TimedOut` naming what was waited for, `Unavailable` as soon as one of them has failed for good.
+        Raises `TimedOut` naming what was waited for, `Unavailable` as soon as one of them has failed for good, or when
+        the gateway is up and a channel does not let it in.
         """
         self._catalog.tenant(tenant_id)
         deadline = self._clock.monotonic() + limit
         while True:
             missing = self._missing(tenant_id)
             if not missing:
+                if (gateway := self._gateways.gateway_of(tenant_id)) is not None:
+                    await self._require_login(gateway)
                 return [i for i in self._concerned(tenant_id) if i.state is State.RUNNING]
             progress("; ".join(missing.values()))
             if (left := deadline - self._clock.monotonic()) <= 0:

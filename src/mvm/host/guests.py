@@ -13,10 +13,12 @@ from typing import TypeVar
 
 import structlog
 
+from mvm.host.channel_logins import LINES, LOOK_SECONDS, ChannelRefused, refusal_in
 from mvm.host.clock import Clock
 from mvm.host.reports import Activity, Report, Reports
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import MvmError, TimedOut, Unavailable
+from mvm.model.roles import Role
 from mvm.runtime.base import GUEST_AGENT_PORT, Machine, Runtime
 from mvm.wire import frames, messages, rpc
 from mvm.wire.schema import MessageError
@@ -124,8 +126,10 @@ class Guests:
         """Wait until the guest says that its service answers its health check (its status is known).
 
         The guest reports by itself as soon as that is so; asking again every second is only in case a report got lost.
+        Raises `TimedOut` after `limit` seconds, and `Unavailable` as soon as it is known that it does not come up.
         """
-        deadline = self._clock.monotonic() + limit
+        deadline, since = self._clock.monotonic() + limit, self._clock.now()
+        next_look = self._clock.monotonic() + LOOK_SECONDS
         instance = machine.ref.instance_id
         restarts_before: int | None = None
         # A service that is too slow for limits of its own gets there after a few attempts.
@@ -141,7 +145,10 @@ class Guests:
                             f"the service of {machine.ref} ended {restarts - restarts_before} times while it started",
                             hint=f"`mvm instance logs {machine.ref} --service openclaw` shows why",
                         )
-            except _ServiceFails:
+                    if machine.role is Role.GATEWAY and self._clock.monotonic() >= next_look:
+                        next_look = self._clock.monotonic() + LOOK_SECONDS
+                        await self.require_login(runtime, machine, since=since)
+            except (_ServiceFails, ChannelRefused):
                 raise
             except MvmError as error:
                 log.debug("status is not known yet", instance=str(machine.ref), reason=error.message)
@@ -159,6 +166,13 @@ class Guests:
                 )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._reports.changed(instance), timeout=1.0)
+
+    async def require_login(self, runtime: Runtime, machine: Machine, *, since: datetime) -> None:
+        """Raise `ChannelRefused` when OpenClaw's log says that a channel has not let it in since then."""
+        answer = await self.call(runtime, machine, messages.Logs(service="openclaw", lines=LINES))
+        for log_of in answer.logs:
+            if (refusal := refusal_in(log_of.text, ref=machine.ref, since=since)) is not None:
+                raise refusal
 
     async def _restarts(self, runtime: Runtime, machine: Machine) -> int:
         """How often services of the guest have been started again since its supervisor runs."""

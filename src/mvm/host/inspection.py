@@ -10,9 +10,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from mvm.guest import logfiles
 from mvm.host.catalog import Catalog
+from mvm.host.channel_logins import SETTLE_SECONDS, ChannelRefused
 from mvm.host.chronicle import Chronicle
+from mvm.host.clock import Clock
 from mvm.host.guests import GuestRefused, Guests
 from mvm.host.last_logs import directory_of
 from mvm.host.lifecycle import Lifecycle
@@ -23,6 +27,8 @@ from mvm.model.ids import InstanceRef
 from mvm.model.states import State
 from mvm.telemetry.redaction import redact
 from mvm.wire import messages
+
+log = structlog.get_logger(__name__)
 
 MAX_LINES = 5000
 MAX_LOG_BYTES = 128 * 1024
@@ -43,13 +49,20 @@ class Inspection:
     """Reads what instances say; changes nothing."""
 
     def __init__(
-        self, catalog: Catalog, lifecycle: Lifecycle, runtimes: Runtimes, guests: Guests, chronicle: Chronicle
+        self,
+        catalog: Catalog,
+        lifecycle: Lifecycle,
+        runtimes: Runtimes,
+        guests: Guests,
+        chronicle: Chronicle,
+        clock: Clock,
     ) -> None:
         self._catalog = catalog
         self._lifecycle = lifecycle
         self._runtimes = runtimes
         self._guests = guests
         self._chronicle = chronicle
+        self._clock = clock
 
     async def logs(self, ref: InstanceRef, *, service: str | None, lines: int) -> dict[str, str]:
         """The newest lines of each service's log: from the guest, or from its data when it does not run or answer."""
@@ -84,6 +97,26 @@ class Inspection:
         """The line of OpenClaw's log that most likely says why it does not run; None when there is no log."""
         logs = await asyncio.to_thread(self._logs_on_host, instance, None, LAST_LINES)
         return telling_line(logs.get("openclaw") or logs.get("agent") or logs.get(CONSOLE) or logs.get(MACHINE) or "")
+
+    async def require_login(self, instance: Instance) -> None:
+        """Raise `ChannelRefused` when a channel has not let a gateway's OpenClaw in since it was started.
+
+        One that has just started is given the moment in which its channels answer.
+        """
+        if instance.last_wake is None or instance.entered_running_at is None:
+            return
+        runtime, machine = self._runtimes.of(instance), self._lifecycle.machine(instance)
+        try:
+            while True:
+                runs_for = (self._clock.now() - instance.entered_running_at).total_seconds()
+                await self._guests.require_login(runtime, machine, since=instance.last_wake.began_at)
+                if not 0 <= runs_for < SETTLE_SECONDS:
+                    return
+                await asyncio.sleep(SETTLE_SECONDS / 4)
+        except ChannelRefused:
+            raise
+        except MvmError as error:
+            log.debug("whether a channel lets it in is not known", instance=str(instance.ref), reason=error.message)
 
     def _logs_on_host(self, instance: Instance, service: str | None, lines: int) -> dict[str, str]:
         """What the host has of an instance's logs, and what its machine and that one's console said."""

@@ -14,6 +14,7 @@ from typing import Protocol
 import structlog
 
 from mvm.host.catalog import Catalog
+from mvm.host.channel_logins import ChannelRefused
 from mvm.host.contracts import InstanceOperations, LastWords
 from mvm.host.pools import Pools
 from mvm.host.progress import Progress, silent
@@ -276,7 +277,7 @@ class Executor:
     async def _start(self, ref: InstanceRef, run: Run, *, what: str) -> None:
         try:
             await self._operations.start(ref, actor=run.actor)
-        except Refused:
+        except (Refused, ChannelRefused):
             raise
         except MvmError as error:
             raise await self._told(ref, error) from error

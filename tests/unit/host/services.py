@@ -205,6 +205,10 @@ class Services:
         return "\n".join(f"{document.key} {document.value}" for document in await self.store.list(""))
 
 
+async def _lets_in(instance: Instance) -> None:
+    """Every channel knows its bot."""
+
+
 async def _last_words(instance: Instance) -> str | None:
     return f"Error: {instance.pool_id} found no model"
 
@@ -311,6 +315,7 @@ async def opened(directory: Path, *, host: dict[str, IPv4Network] | None = None)
                 gateways=gateways,
                 operations=operations,
                 reports=reports,
+                require_login=_lets_in,
                 chronicle=chronicle,
                 clock=clock,
             ),

@@ -255,11 +255,6 @@ async def test_a_service_that_has_no_log_is_answered_with_those_that_have(agent:
     await agent.deploy()
     address = await agent.address()
 
-    async def refuse(request: messages.HostToGuest) -> None:
-        if isinstance(request, messages.Logs) and request.service is not None:
-            raise rpc.Refusal(f"there is no log of {request.service!r}")
-
-    agent.runtime.guest(InstanceId(address.split("/")[2])).before = refuse
     with pytest.raises(NotFound, match="no log of service 'opnclaw'") as caught:
         await agent.call("InstanceLogs", address=address, service="opnclaw")
     assert caught.value.hint == "there are logs of: agent"

@@ -106,6 +106,7 @@ export class Telegram {
         if (signal.aborted) return;
         this.#log(`polling failed: ${error.message}`);
         if (error.code === 401 || error.code === 404) {
+          this.#log(`[default] channel exited: Telegram bot token unauthorized for account "default" (getMe returned ${error.code} from Telegram; source: config token).`);
           this.#state = "unauthorized";
           this.#polling = null;
           return;
