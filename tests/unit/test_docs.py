@@ -11,7 +11,7 @@ import pytest
 from tests.unit.cli.test_commands import leaves, typable
 
 from mvm.cli.main import COMMANDS
-from mvm.host.locations import SETTINGS
+from mvm.host.locations import SETTINGS, locate
 from mvm.model import errors
 from mvm.model.errors import ExitStatus
 
@@ -147,3 +147,16 @@ def claimed_statuses() -> list[tuple[str, int]]:
 @pytest.mark.parametrize(("error", "status"), claimed_statuses())
 def test_an_error_ends_with_the_status_that_the_docs_claim(error: str, status: int) -> None:
     assert {ended for text, ended in raised() if error in text} == {status}
+
+
+def test_the_readme_says_how_one_gets_mvm_and_how_one_is_rid_of_it() -> None:
+    readme = (ROOT / "README.md").read_text()
+    first = re.findall(r"^```\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)[0].splitlines()
+    assert first[0].startswith("git clone ")
+    assert first[-1] == "make quickstart"
+    removal = readme.partition("## Removing it\n")[2].partition("\n## ")[0]
+    roots, mine = (locate({}, {"HOME": "/home/me"}, Path("/"), uid=uid) for uid in (0, 1000))
+    for place in (roots.state_dir, roots.run_dir, mine.state_dir):
+        assert str(place).replace("/home/me", "~") in removal
+    for command in ("mvm tenant destroy", "mvm demo --down", "mvm agent stop", "make clean"):
+        assert command in removal
