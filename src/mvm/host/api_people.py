@@ -30,6 +30,10 @@ class UserLink(OfUser):
     telegram: tuple[SenderId, ...] = ()
     discord: tuple[SenderId, ...] = ()
 
+    @property
+    def senders(self) -> dict[str, tuple[SenderId, ...]]:
+        return {"telegram": self.telegram, "discord": self.discord}
+
 
 class UserPair(OfTenant):
     code: Annotated[str, Field(max_length=64)]
@@ -52,16 +56,12 @@ async def user_add(host: Host, params: UserAdd, call: Call) -> Json:
 
 async def user_link(host: Host, params: UserLink, call: Call) -> Json:
     before = host.users.get(params.tenant_id, params.user_id)
-    user = await host.users.link(
-        before.tenant_id, before.user_id, telegram=params.telegram, discord=params.discord, actor=call.actor
-    )
+    user = await host.users.link(params.tenant_id, params.user_id, params.senders, actor=call.actor)
     return {"user": user.model_dump(mode="json"), "changed": user.peers != before.peers}
 
 
 async def user_unlink(host: Host, params: UserLink, call: Call) -> Json:
-    user = await host.users.unlink(
-        params.tenant_id, params.user_id, telegram=params.telegram, discord=params.discord, actor=call.actor
-    )
+    user = await host.users.unlink(params.tenant_id, params.user_id, params.senders, actor=call.actor)
     return {"user": user.model_dump(mode="json")}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
@@ -26,6 +26,9 @@ from mvm.model.ids import PoolId, TenantId, UserId
 from mvm.model.roles import Role
 
 _PEER = re.compile(r"(telegram|discord):([0-9]{1,20})")
+Senders = Mapping[str, Iterable[str]]
+"""Channel (`telegram`, `discord`) -> sender ids."""
+
 _REMOVAL = "user"
 ACTOR = "recovery"
 
@@ -172,43 +175,26 @@ class Users:
             await self._catalog.save_user(user.model_copy(update={"instance_id": None}))
             await self.refresh_gateway(tenant_id, actor=actor)
 
-    async def link(
-        self,
-        tenant_id: TenantId,
-        user_id: UserId,
-        *,
-        telegram: Iterable[str] = (),
-        discord: Iterable[str] = (),
-        actor: str,
-    ) -> User:
+    async def link(self, tenant_id: TenantId, user_id: UserId, senders: Senders, *, actor: str) -> User:
         """Let senders be a user, beside those who are already. Raises `Conflict` for one who is somebody else."""
-        more = {"telegram": _senders("telegram", telegram), "discord": _senders("discord", discord)}
+        more = {channel: _senders(channel, ids) for channel, ids in senders.items()}
 
         def with_them(user: User) -> dict[str, object]:
             return {channel: tuple(dict.fromkeys((*getattr(user, channel), *ids))) for channel, ids in more.items()}
 
         return await self._change(tenant_id, user_id, with_them, actor=actor)
 
-    async def unlink(
-        self,
-        tenant_id: TenantId,
-        user_id: UserId,
-        *,
-        telegram: Iterable[str] = (),
-        discord: Iterable[str] = (),
-        actor: str,
-    ) -> User:
+    async def unlink(self, tenant_id: TenantId, user_id: UserId, senders: Senders, *, actor: str) -> User:
         """Let senders be a user no longer: they are strangers again. Raises `NotFound` for one who is not that user."""
-        less = {"telegram": _senders("telegram", telegram), "discord": _senders("discord", discord)}
+        less = {channel: _senders(channel, ids) for channel, ids in senders.items()}
 
         def without_them(user: User) -> dict[str, object]:
-            for channel, ids in less.items():
-                for sender in set(ids) - set(getattr(user, channel)):
-                    raise NotFound(
-                        f"{channel}:{sender} is no address of user {user_id!r}",
-                        hint=f"`mvm user list {tenant_id}` shows who writes from where",
-                    )
-            return {channel: tuple(s for s in getattr(user, channel) if s not in ids) for channel, ids in less.items()}
+            if strangers := [f"{c}:{i}" for c, ids in less.items() for i in ids if i not in getattr(user, c)]:
+                raise NotFound(
+                    f"{strangers[0]} is no address of user {user_id!r}",
+                    hint=f"`mvm user list {tenant_id}` shows who writes from where",
+                )
+            return {channel: tuple(i for i in getattr(user, channel) if i not in ids) for channel, ids in less.items()}
 
         return await self._change(tenant_id, user_id, without_them, actor=actor)
 

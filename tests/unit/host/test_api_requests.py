@@ -110,6 +110,18 @@ async def test_pools_are_made_scaled_and_destroyed(agent: Agent) -> None:
     assert (await agent.call("InstanceList", tenant_id="t"))["instances"] == []
 
 
+async def test_a_sender_is_linked_to_a_user_who_exists_and_unlinked_again(agent: Agent) -> None:
+    await agent.deploy()
+    alice = {"tenant_id": "alice", "user_id": "alice"}
+    assert not (await agent.call("UserAdd", **alice, telegram=["111"]))["added"]
+    with pytest.raises(Conflict, match="exists already"):
+        await agent.call("UserAdd", **alice, telegram=["222"])
+    linked = await agent.call("UserLink", **alice, telegram=["222"])
+    assert (linked["changed"], linked["user"]["telegram"]) == (True, ["111", "222"])
+    assert not (await agent.call("UserLink", **alice, telegram=["222"]))["changed"]
+    assert (await agent.call("UserUnlink", **alice, telegram=["111"]))["user"]["telegram"] == ["222"]
+
+
 async def test_no_image_is_built_that_nothing_would_run_unless_it_is_asked_for(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:

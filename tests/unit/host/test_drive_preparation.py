@@ -168,7 +168,7 @@ async def test_numbers_grow_with_the_content_and_only_then(services: Services, d
     gateway, _ = await deployed(services)
     first = await drives.prepare(gateway)
     assert numbers(await drives.prepare(first, None)) == numbers(first)
-    await services.users.link(ALICE, BOB, telegram=["222"], actor="test")
+    await services.users.link(ALICE, BOB, {"telegram": ["222"]}, actor="test")
     second = await drives.prepare(first, None)
     assert numbers(second) == (first.secrets_epoch, first.config_version + 1)
     await services.secrets.set(ALICE, {"telegram/TELEGRAM_BOT_TOKEN": BOT.replace("AAE", "BBE")})
@@ -193,7 +193,7 @@ async def test_numbers_go_on_over_a_restart_of_the_agent(tmp_path: Path) -> None
     async with opened(tmp_path / "state") as services:
         drives = Drives(services, tmp_path)
         assert numbers(await drives.prepare(services.gateway(), None)) == numbers(before)
-        await services.users.link(ALICE, BOB, telegram=["222"], actor="test")
+        await services.users.link(ALICE, BOB, {"telegram": ["222"]}, actor="test")
         after = await drives.prepare(services.gateway(), None)
         assert after.config_version == before.config_version + 1
 
@@ -203,7 +203,7 @@ async def test_what_was_written_before_the_record_of_an_instance_is_told_to_it_l
 ) -> None:
     gateway, _ = await deployed(services)
     first = await drives.prepare(gateway)
-    await services.users.link(ALICE, BOB, telegram=["222"], actor="test")
+    await services.users.link(ALICE, BOB, {"telegram": ["222"]}, actor="test")
     await drives.prepare(first, None)  # and the agent dies before it saves what comes back
     assert numbers(await drives.prepare(first, None)) != numbers(first)
 

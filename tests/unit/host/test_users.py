@@ -84,10 +84,10 @@ async def test_a_sender_that_a_user_does_not_have_is_not_added_by_a_slip_but_lin
         await services.users.add(ALICE, BOB, telegram=["111"], discord=["5"], actor="test")
     assert "`mvm user link alice bob --telegram 111 --discord 5`" in (caught.value.hint or "")
     services.operations.refreshed.clear()
-    user = await services.users.link(ALICE, BOB, telegram=["111"], actor="test")
+    user = await services.users.link(ALICE, BOB, {"telegram": ["111"]}, actor="test")
     assert user.peers == ("telegram:111",)
     assert services.operations.refreshed == [services.gateway().ref]
-    user = await services.users.link(ALICE, BOB, telegram=["222", "111"], discord=["5"], actor="test")
+    user = await services.users.link(ALICE, BOB, {"telegram": ["222", "111"], "discord": ["5"]}, actor="test")
     assert user.peers == ("telegram:111", "telegram:222", "discord:5")
 
 
@@ -95,7 +95,7 @@ async def test_linking_what_is_linked_changes_nothing(services: Services) -> Non
     await services.tenant()
     await services.users.add(ALICE, BOB, telegram=["111"], actor="test")
     services.operations.refreshed.clear()
-    await services.users.link(ALICE, BOB, telegram=["111"], actor="test")
+    await services.users.link(ALICE, BOB, {"telegram": ["111"]}, actor="test")
     assert services.operations.refreshed == []
     assert "UserUpdated" not in services.kinds(ALICE)
 
@@ -106,20 +106,20 @@ async def test_a_sender_who_is_somebody_else_is_not_linked_before_they_are_unlin
     await services.users.add(ALICE, BOB, telegram=["111", "222"], actor="test")
     await services.users.add(ALICE, carol, actor="test")
     with pytest.raises(Conflict, match="telegram:111 already belongs to user 'bob'") as caught:
-        await services.users.link(ALICE, carol, telegram=["111"], actor="test")
+        await services.users.link(ALICE, carol, {"telegram": ["111"]}, actor="test")
     assert "`mvm user unlink alice bob --telegram 111`" in (caught.value.hint or "")
-    assert (await services.users.unlink(ALICE, BOB, telegram=["111"], actor="test")).peers == ("telegram:222",)
-    assert (await services.users.link(ALICE, carol, telegram=["111"], actor="test")).peers == ("telegram:111",)
+    assert (await services.users.unlink(ALICE, BOB, {"telegram": ["111"]}, actor="test")).peers == ("telegram:222",)
+    assert (await services.users.link(ALICE, carol, {"telegram": ["111"]}, actor="test")).peers == ("telegram:111",)
 
 
 async def test_only_who_is_a_user_can_be_unlinked_from_them(services: Services) -> None:
     await services.tenant()
     await services.users.add(ALICE, BOB, telegram=["111"], actor="test")
     with pytest.raises(NotFound, match="telegram:222 is no address of user 'bob'"):
-        await services.users.unlink(ALICE, BOB, telegram=["111", "222"], actor="test")
+        await services.users.unlink(ALICE, BOB, {"telegram": ["111", "222"]}, actor="test")
     assert services.users.get(ALICE, BOB).peers == ("telegram:111",)
     with pytest.raises(NotFound):
-        await services.users.link(ALICE, UserId("nobody"), telegram=["333"], actor="test")
+        await services.users.link(ALICE, UserId("nobody"), {"telegram": ["333"]}, actor="test")
 
 
 async def test_a_gateway_pool_holds_nobodys_worker(services: Services) -> None:
