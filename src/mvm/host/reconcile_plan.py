@@ -110,11 +110,17 @@ class _Instances:
         fixed |= plan_roll(
             self._tenant_id, spec, present, self._plan, self._ledger, revision=revision, fixed=fixed, idle=idle
         )
+        discarded = {a.instance for a in self._plan.actions if a.kind is Kind.DISCARD and a.pool_id == spec.pool_id}
+        fixed -= {ref.instance_id for ref in discarded if ref is not None}
         own_users = [user for user in users if user.pool_id == spec.pool_id]
         members = with_workers(present, own_users, spec=spec)
         members = self._first_starts(spec, members, first_start, fixed)
         for step in plan_counts(spec.desired, members, users=len(own_users), fixed=fixed, idle=idle):
-            self._take(spec, step)
+            if step.instance is not None and step.instance.ref in discarded:
+                who, why = str(step.instance.ref), "first its snapshot goes, which does not fit any more"
+                self._plan.deferrals.append(Deferral(who, why, self._tenant_id, spec.pool_id, step.instance.ref))
+            else:
+                self._take(spec, step)
         self._tell_shortage()
 
     def _to_build(self, spec: PoolSpec) -> str | None:
