@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mvm.cli import session
-from mvm.cli.output import AsJson, Format, Output, age, columns, counts, duration, emit, facts, mib, sections
+from mvm.cli.output import AsJson, Format, Output, age, columns, counts, duration, emit, facts, limits, mib, sections
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -69,6 +69,7 @@ def _pool(found: Json) -> str:
                 ("desired", (counts(found["desired"]) or "none")),
                 ("instances", (counts(found["states"]) or "none")),
                 ("each", f"{found['vcpus']} vCPUs, {mib(found['mem_mib'])}"),
+                ("limits", limits(found)),
                 ("pinned", found["pinned"] or None),
                 ("critical", found["critical"] or None),
                 *_policy(found["runtime_policy"]),

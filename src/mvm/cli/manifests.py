@@ -78,7 +78,7 @@ async def install_openclaw(locations: Locations, deployment: Deployment, on_prog
 async def ready_agent(locations: Locations, deployment: Deployment, *, say: Callable[[str], None]) -> AgentClient:
     """The agent, and notes on what its runtime makes of the deployment. Raises `Unavailable` when none can run it."""
     from mvm.host.autostart import ensure_agent
-    from mvm.model.deployment import unreachable_services
+    from mvm.model.deployment import unenforced_limits, unreachable_services
     from mvm.model.errors import Conflict, Unavailable
 
     client = await ensure_agent(locations, say=say)
@@ -91,6 +91,8 @@ async def ready_agent(locations: Locations, deployment: Deployment, *, say: Call
         )
     if node["runtime"] == "none":
         raise Unavailable(f"no instance can run here: {node['runtime_reason']}", hint="`mvm doctor` says what to do")
+    for note in unenforced_limits(deployment, node.get("limits", ())):
+        say(f"note: {note}")
     if node["isolated"]:
         for note in unreachable_services(deployment):
             say(f"note: {note}")

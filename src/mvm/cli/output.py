@@ -106,6 +106,17 @@ def hanging(head: str, text: str) -> str:
     )
 
 
+def limits(pool: Mapping[str, Any]) -> str | None:
+    """What the machines of a pool may do in a second; None where there is no limit."""
+    words = (
+        ("disk_mib_per_second", "MiB by each drive"),
+        ("disk_ops_per_second", "requests to each drive"),
+        ("network_mib_per_second", "MiB of network each way"),
+    )
+    said = [f"{pool[name]} {what}" for name, what in words if pool.get(name)]
+    return f"{', '.join(said)} in a second" if said else None
+
+
 def sections(*parts: str) -> str:
     """Parts with an empty line between them; empty parts are left out."""
     return "\n\n".join(part for part in parts if part)

@@ -7,13 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from mvm.cli import options, session
-from mvm.cli.output import AsJson, Format, Output, columns, counts, emit, facts, mib, sections, size
+from mvm.cli.output import AsJson, Format, Output, columns, counts, emit, facts, limits, mib, sections, size
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True, help="Pools of instances.")
 
 Running = Annotated[int | None, typer.Option(help="Instances that shall run.")]
 Warm = Annotated[int | None, typer.Option(help="Instances that shall be paused with their memory kept.")]
 Sleeping = Annotated[int | None, typer.Option(help="Instances that shall sleep.")]
+DiskMib = Annotated[int | None, typer.Option(help="MiB a second by each drive of an instance; 0: no limit.")]
+DiskOps = Annotated[int | None, typer.Option(help="Requests a second to each drive of an instance; 0: no limit.")]
+NetworkMib = Annotated[int | None, typer.Option(help="MiB a second each way by an instance; 0: no limit.")]
 
 
 @app.command("create")
@@ -28,6 +31,9 @@ def create(
     running: Running = None,
     warm: Warm = None,
     sleeping: Sleeping = None,
+    disk_mib_per_second: DiskMib = None,
+    disk_ops_per_second: DiskOps = None,
+    network_mib_per_second: NetworkMib = None,
     output: Output = Format.TABLE,
     as_json: AsJson = False,
 ) -> None:
@@ -43,6 +49,11 @@ def create(
         "mem_mib": mem_mib,
         "data_disk_mib": data_disk_mib,
         "desired": session.given(running=running, warm=warm, sleeping=sleeping),
+        **session.given(
+            disk_mib_per_second=disk_mib_per_second,
+            disk_ops_per_second=disk_ops_per_second,
+            network_mib_per_second=network_mib_per_second,
+        ),
     }
     answer = session.call("PoolCreate", {"pool": wanted})
     emit(answer, lambda: f"pool {pool} created", output, as_json)
@@ -101,6 +112,9 @@ def update(
     pinned: Annotated[bool | None, typer.Option(help="Policy puts none of it to rest.")] = None,
     critical: Annotated[bool | None, typer.Option(help="Reconcile does not touch it.")] = None,
     peer_traffic: Annotated[bool | None, typer.Option(help="Its instances reach each other.")] = None,
+    disk_mib_per_second: DiskMib = None,
+    disk_ops_per_second: DiskOps = None,
+    network_mib_per_second: NetworkMib = None,
     allow_exec: Annotated[bool | None, typer.Option(help="`mvm instance exec` is allowed.")] = None,
     snapshot_compression: Annotated[str | None, typer.Option(help="none or zstd.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would be done.")] = False,
@@ -126,6 +140,9 @@ def update(
         pinned=pinned,
         critical=critical,
         peer_traffic=peer_traffic,
+        disk_mib_per_second=disk_mib_per_second,
+        disk_ops_per_second=disk_ops_per_second,
+        network_mib_per_second=network_mib_per_second,
         allow_exec=allow_exec,
         snapshot_compression=snapshot_compression,
     )
@@ -221,6 +238,7 @@ def _describe(answer: dict[str, Any]) -> str:
                 ("warm after", f"{policy['warm_after_idle_seconds']} s idle"),
                 ("sleep after", f"{policy['sleep_after_idle_seconds']} s idle"),
                 ("egress", pool["egress"]),
+                ("limits", limits(pool)),
                 ("peer traffic", pool["peer_traffic"] or None),
                 ("pinned", pool["pinned"] or None),
                 ("critical", pool["critical"] or None),

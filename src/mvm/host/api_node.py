@@ -45,9 +45,9 @@ async def node_info(host: Host, params: Nothing, call: Call) -> Json:
     try:
         choice = await host.runtimes.choose()
         runtime, reason = choice.runtime.name, choice.reason
-        isolated = choice.runtime.capabilities.isolated
+        isolated, limits = choice.runtime.capabilities.isolated, sorted(choice.runtime.capabilities.limits)
     except MvmError as error:
-        runtime, reason, isolated = "none", error.message, False
+        runtime, reason, isolated, limits = "none", error.message, False, []
     locations = host.locations
     return {
         "hostname": socket.gethostname(),
@@ -56,6 +56,7 @@ async def node_info(host: Host, params: Nothing, call: Call) -> Json:
         "runtime": runtime,
         "runtime_reason": reason,
         "isolated": isolated,
+        "limits": limits,
         "production": locations.production,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "state_dir": str(locations.state_dir),

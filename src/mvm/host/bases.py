@@ -37,7 +37,7 @@ from mvm.model.entities import Instance, InstanceNetwork, OpenClawSettings, Pool
 from mvm.model.errors import MvmError, Unavailable
 from mvm.model.ids import InstanceId, InstanceRef, PoolId, TenantId, TenantNetId, UserId
 from mvm.model.roles import Role
-from mvm.runtime.base import HOST_PORT, Machine, Runtime, Snapshot
+from mvm.runtime.base import HOST_PORT, NO_LIMITS, Machine, Runtime, Snapshot
 from mvm.security.tokens import random_token
 from mvm.wire import messages, rpc
 from mvm.wire.frames import FrameError
@@ -255,6 +255,7 @@ class Bases:
             mac=NO_NETWORK.mac,
             tap="",
             bridge="",
+            limits=NO_LIMITS,  # every copy sets its own
             uid=None if like.uid is None else FIRST_UID + 1 + int(name[2:], 16) % 0xFF,
             state_dir=state,
             run_dir=run,

@@ -13,7 +13,7 @@ from mvm.host.private_directories import make_private
 from mvm.model import addresses
 from mvm.model.entities import Instance, Pool, TenantNetwork
 from mvm.model.ids import InstanceId, InstanceRef
-from mvm.runtime.base import Machine
+from mvm.runtime.base import Limits, Machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,11 @@ class InstanceDirectories:
             data_mib=data_disk_mib(pool.data_disk_mib),
             bridge=addresses.bridge_name(net_id),
             closed=pool.egress == "none",
+            limits=Limits(
+                disk_mib=pool.disk_mib_per_second,
+                disk_ops=pool.disk_ops_per_second,
+                network_mib=pool.network_mib_per_second,
+            ),
             uid=addresses.instance_uid(net_id, octet) if self.own_uids and octet else None,
             environment=environment,
         )

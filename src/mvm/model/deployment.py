@@ -5,7 +5,7 @@ Secrets are in it as sources (which file, which variable), never as values; the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -256,6 +256,21 @@ def unreachable_services(deployment: Deployment) -> list[str]:
         if (port := loopback_port(url)) is not None
         for pool in deployment.pools
         if pool.role is role and not (isinstance(pool.egress, tuple) and f"host:{port}" in pool.egress)
+    ]
+
+
+def unenforced_limits(deployment: Deployment, enforced: Collection[str]) -> list[str]:
+    """Limits of pools that a runtime which enforces only those of disk or network will not keep, in words."""
+    limits = (
+        ("disk_mib_per_second", "disk"),
+        ("disk_ops_per_second", "disk"),
+        ("network_mib_per_second", "network"),
+    )
+    return [
+        f"`{name}` of pool {pool.pool_id!r} is not enforced: this runtime does not limit the {of}"
+        for pool in deployment.pools
+        for name, of in limits
+        if getattr(pool, name) and of not in enforced
     ]
 
 

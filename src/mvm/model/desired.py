@@ -22,7 +22,9 @@ from mvm.model.entities import (
     EgressField,
     Integration,
     MemMib,
+    MibRate,
     OpenClawSettings,
+    OpsRate,
     PoolSpec,
     Quotas,
     RoleField,
@@ -119,6 +121,12 @@ class DesiredPool(Frozen):
     """Where its instances may connect to."""
     peer_traffic: bool = False
     """Its instances reach each other."""
+    disk_mib_per_second: MibRate = 0
+    """MiB that each instance reads and writes in a second, by each of its drives; 0: no limit."""
+    disk_ops_per_second: OpsRate = 0
+    """Requests that each instance makes in a second, to each of its drives; 0: no limit."""
+    network_mib_per_second: MibRate = 0
+    """MiB that each instance sends in a second, and that it receives; 0: no limit."""
     allow_exec: bool = True
     """Whether `mvm instance exec` is allowed."""
 

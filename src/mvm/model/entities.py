@@ -210,6 +210,10 @@ Vcpus = Annotated[int, Field(ge=1, le=32)]
 MemMib = Annotated[int, Field(ge=64, le=4 * 1024 * 1024)]
 DiskMib = Annotated[int, Field(ge=0, le=64 * 1024 * 1024)]
 """0: none was asked for; the drive that such a pool gets all the same is sparse, and counts for nothing."""
+MibRate = Annotated[int, Field(ge=0, le=16_384)]
+"""MiB in a second; 0: no limit."""
+OpsRate = Annotated[int, Field(ge=0, le=1_000_000)]
+"""Requests in a second; 0: no limit."""
 
 
 class PoolSpec(Frozen):
@@ -233,6 +237,9 @@ class PoolSpec(Frozen):
     routing_table: RoutingTable | None = None
     egress: EgressField = "internet"
     peer_traffic: bool = False
+    disk_mib_per_second: MibRate = 0
+    disk_ops_per_second: OpsRate = 0
+    network_mib_per_second: MibRate = 0
     allow_exec: bool = True
 
 

@@ -14,7 +14,9 @@ from mvm.model.entities import (
     EgressField,
     Integration,
     MemMib,
+    MibRate,
     OpenClawSettings,
+    OpsRate,
     PoolSpec,
     Quotas,
     RoleField,
@@ -130,6 +132,12 @@ class PoolSettings(Frozen):
     """Where its instances may connect to: "internet", "none", or a list of CIDR[:ports], host:PORT and internet."""
     peer_traffic: bool | None = None
     """Its instances reach each other; else only gateway and workers do."""
+    disk_mib_per_second: MibRate | None = None
+    """MiB that each instance reads and writes in a second, by each of its drives; 0: no limit."""
+    disk_ops_per_second: OpsRate | None = None
+    """Requests that each instance makes in a second, to each of its drives; 0: no limit."""
+    network_mib_per_second: MibRate | None = None
+    """MiB that each instance sends in a second, and that it receives; 0: no limit."""
     allow_exec: bool | None = None
     """Whether `mvm instance exec` is allowed."""
 

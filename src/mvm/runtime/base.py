@@ -36,6 +36,40 @@ class ChannelKind(StrEnum):
     VSOCK = "vsock"
 
 
+class Limited(StrEnum):
+    """What of a machine's traffic a limit is for."""
+
+    DISK = "disk"
+    NETWORK = "network"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a machine may do in a second; 0: no limit."""
+
+    disk_mib: int = 0
+    """Read and written, by each drive."""
+    disk_ops: int = 0
+    """Requests to each drive."""
+    network_mib: int = 0
+    """Sent, and received: each as much."""
+
+    @property
+    def disk_bytes(self) -> int:
+        return self.disk_mib << 20
+
+    @property
+    def network_bytes(self) -> int:
+        return self.network_mib << 20
+
+    def __str__(self) -> str:
+        """The same for equal limits: what a machine was given is remembered by it."""
+        return f"disk={self.disk_mib}M/{self.disk_ops} network={self.network_mib}M"
+
+
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
     """What a runtime can do; lifecycle decides from this."""
@@ -57,6 +91,8 @@ class Capabilities:
     """Instances have no network in common: the host carries what they say to each other (`mvm.host.relay`)."""
     warm: bool = True
     """An instance can be paused and go on at little cost. False: policy lets it run until it sleeps."""
+    limits: frozenset[Limited] = frozenset()
+    """Whose limits it enforces."""
     slowness: float = 1.0
     """How many times longer than on this host itself a guest may take; limits for guests are multiplied by it."""
 
@@ -103,6 +139,8 @@ class Machine:
     """Name of the tenant's bridge; empty where the runtime has no networks."""
     closed: bool = False
     """Its pool lets nothing out; for runtimes whose network the host has no rules for."""
+    limits: Limits = NO_LIMITS
+    """What it may do in a second, from its next start or wake on."""
     uid: int | None = None
     """User (and group) that its process runs as; None: the agent's own."""
     environment: dict[str, str] = field(default_factory=dict)

@@ -45,6 +45,11 @@ class MachineFiles:
         return self.secrets.with_name(f"{self.secrets.name}.erofs")
 
     @property
+    def config_image(self) -> Path:
+        """It holds nothing secret."""
+        return self.run_dir / "config.erofs"
+
+    @property
     def memory(self) -> Path:
         """Directory of the guest's memory and of its snapshot."""
         return self.state_dir / "memory"

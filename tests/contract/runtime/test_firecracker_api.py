@@ -124,6 +124,9 @@ def differences(
     theirs = described.resolve(theirs)
     if "$ref" in ours:
         ours = root["$defs"][ours["$ref"].rpartition("/")[2]]
+    if "anyOf" in ours:  # what is None is left out of a request
+        (ours,) = (each for each in ours["anyOf"] if each != {"type": "null"})
+        return differences(described, theirs, ours, root, where)
     choices = ours.get("enum", [ours["const"]] if "const" in ours else None)
     if "enum" in theirs:
         return [] if choices and set(choices) <= set(theirs["enum"]) else [f"{where}: {choices} of {theirs['enum']}"]

@@ -26,7 +26,7 @@ from tests.standins.firecracker.settings import Fault, inject, read_journal
 from mvm.drives import images
 from mvm.model.errors import Conflict, MvmError, SnapshotRejected, Unavailable
 from mvm.runtime import makeup, saved
-from mvm.runtime.base import Machine, Snapshot
+from mvm.runtime.base import Limits, Machine, Snapshot
 from mvm.runtime.firecracker import api, configuration
 from mvm.runtime.firecracker.client import Client
 from mvm.runtime.firecracker.files import Files
@@ -398,7 +398,7 @@ async def test_a_wake_is_taken_back_when_its_agent_ended_before_the_guest_ran(
     runtime = bench.runtime
     assert isinstance(runtime, FirecrackerRuntime)
 
-    async def killed(machine: Machine, client: Client) -> None:
+    async def killed(machine: Machine, client: Client, _: object) -> None:
         if loaded:
             await client.tell(api.LOAD_SNAPSHOT, configuration.load(tap=tap_name(machine)))
         raise Killed
@@ -443,3 +443,68 @@ async def test_without_a_jail_it_is_said_aloud(bench: StandinBench, caplog: pyte
     snapshot = (await asleep(bench, subject))[1]
     subject.process = await bench.runtime.restore(subject.machine, snapshot)
     assert await bench.runtime.alive(subject.running)
+
+
+# Limits
+
+
+def limited(bench: StandinBench) -> dict[str, list[int]]:
+    """The buckets that the machine which was told last runs with."""
+    return dict(read_journal(bench.control, "limits")[-1]["buckets"])
+
+
+def buckets(*, disk: int = 0, ops: int = 0, network: int = 0) -> dict[str, list[int]]:
+    found = {}
+    for drive in ("rootfs", "data", "secrets", "config"):
+        found[f"drive.{drive}.rate_limiter.bandwidth"] = disk << 20
+        found[f"drive.{drive}.rate_limiter.ops"] = ops
+    for way in ("rx", "tx"):
+        found[f"network.eth0.{way}_rate_limiter.bandwidth"] = network << 20
+    return {name: [rate, 1000] for name, rate in found.items() if rate}
+
+
+async def test_a_machine_has_the_limits_of_now_whenever_it_starts_or_wakes(bench: StandinBench) -> None:
+    subject = await bench.new()
+    subject.machine = replace(subject.machine, limits=Limits(disk_mib=40, network_mib=5))
+    subject.process = await bench.runtime.start(subject.machine)
+    assert limited(bench) == buckets(disk=40, network=5)
+    for limits, expected in (
+        (Limits(disk_mib=40, network_mib=5), buckets(disk=40, network=5)),
+        (Limits(disk_mib=10, disk_ops=300), buckets(disk=10, ops=300)),
+        (Limits(), {}),
+        (Limits(network_mib=7), buckets(network=7)),
+    ):
+        _, snapshot = await asleep(bench, subject)
+        subject.machine = replace(subject.machine, limits=limits)
+        subject.process = await bench.runtime.restore(subject.machine, snapshot)
+        assert limited(bench) == expected
+
+
+async def test_a_wake_with_the_same_limits_says_nothing_of_them(bench: StandinBench) -> None:
+    subject, snapshot = await asleep(bench)
+    subject.process = await bench.runtime.restore(subject.machine, snapshot)
+    changed = [entry["path"] for entry in read_journal(bench.control, "request") if entry["method"] == "PATCH"]
+    assert set(changed) == {"/vm"}
+
+
+async def test_a_copy_has_its_own_limits_and_not_those_of_its_base(bench: StandinBench) -> None:
+    base, copy = await bench.new(), await bench.new()
+    base.machine = replace(base.machine, limits=Limits(disk_mib=40))
+    base.process = await bench.runtime.start(base.machine)
+    directory = bench.base / "base"
+    directory.mkdir()
+    await bench.runtime.keep_as_base(base.machine, base.running, directory)
+    snapshot = await bench.runtime.clone(copy.machine, directory)
+    copy.process = await bench.runtime.restore(copy.machine, snapshot)
+    assert limited(bench) == {}
+
+
+@pytest.mark.parametrize("path", ["/drives/data", "/network-interfaces/eth0"])
+async def test_a_machine_whose_limits_cannot_be_set_never_runs(bench: StandinBench, path: str) -> None:
+    bench.forgiven.add(INJECTED)
+    subject, snapshot = await asleep(bench)
+    subject.machine = replace(subject.machine, limits=Limits(disk_mib=1))
+    inject(bench.control, Fault(what="error", method="PATCH", path=path))
+    with pytest.raises(SnapshotRejected):
+        await bench.runtime.restore(subject.machine, snapshot)
+    assert bench.leftovers(subject) == []

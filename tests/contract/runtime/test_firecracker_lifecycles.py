@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from tests.standins.firecracker.settings import Fault, inject, read_journal
 
 from mvm.drives import images
 from mvm.model.errors import MvmError, SnapshotRejected
+from mvm.runtime.base import Limits
 from mvm.runtime.firecracker.files import Files
 
 REASON = namespaces_work()
@@ -57,6 +58,7 @@ class Step(StrEnum):
     CLONE = "clone"
     DAMAGE = "damage the memory"
     DRIVES = "write the drives"
+    LIMITS = "other limits"
 
 
 class Is(StrEnum):
@@ -85,6 +87,7 @@ POSSIBLE: dict[Step, set[Is]] = {
     Step.CLONE: {Is.NEW},
     Step.DAMAGE: {Is.ASLEEP},
     Step.DRIVES: set(Is),
+    Step.LIMITS: set(Is),
 }
 
 
@@ -222,6 +225,13 @@ class Play:
     async def _drives(self, life: Life) -> None:
         await life.subject.write_drives(key=os.urandom(4).hex())
 
+    async def _limits(self, life: Life) -> None:
+        """For the next start or wake: none, or others than before."""
+        had = life.subject.machine.limits
+        life.subject.machine = replace(
+            life.subject.machine, limits=Limits(disk_mib=(had.disk_mib + 7) % 21, network_mib=(had.network_mib + 3) % 6)
+        )
+
     async def close(self) -> None:
         """End all; nothing was refused, and nothing is left."""
         await self.bench.close()
@@ -231,6 +241,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from(Step)), min_size=4
 COPIES = [(0, Step.START), (0, Step.BASE), (1, Step.CLONE), (2, Step.CLONE), (1, Step.SLEEP), (0, Step.CRASH)]
 WARM_LIFE = [(0, Step.START), (0, Step.WARM), (0, Step.RESUME), (0, Step.WARM), (0, Step.SLEEP), (0, Step.WAKE)]
 DAMAGED = [(0, Step.START), (0, Step.SLEEP), (0, Step.DAMAGE), (0, Step.WAKE), (0, Step.START), (0, Step.SLEEP)]
+LIMITED = [(0, Step.LIMITS), (0, Step.START), (0, Step.SLEEP), (0, Step.LIMITS), (0, Step.WAKE), (0, Step.SLEEP)]
 PACKED = [(0, Step.START), (0, Step.ABANDON), (0, Step.SLEEP), (0, Step.COMPRESS), (0, Step.AGENT), (0, Step.WAKE)]
 
 
@@ -265,6 +276,7 @@ async def play(image: Path, steps: list[tuple[int, Step]], version: str) -> Play
 @example(steps=WARM_LIFE, version="1.16.1")
 @example(steps=DAMAGED, version="1.15.0")
 @example(steps=PACKED, version="1.17.0")
+@example(steps=LIMITED, version="1.17.0")
 @given(steps=STEPS, version=st.sampled_from(VERSIONS))
 @settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 async def test_no_life_asks_for_what_firecracker_refuses(

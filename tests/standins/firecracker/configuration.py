@@ -33,6 +33,8 @@ class Configuration:
         self._taps: dict[str, int] = {}
         self._plain: dict[str, dict[str, Any]] = {}
         """Configuration of devices of which there is one, and that do nothing here."""
+        self.buckets: dict[str, list[int]] = {}
+        """Size and time of each bucket that limits something, as `<device>.<id>.<limiter>.<bucket>`."""
         self._vsock: Vsock | None = None
         self._mmds: dict[str, Any] | None = None
         self._serial: str | None = None
@@ -120,12 +122,30 @@ class Configuration:
         self._boot = body
 
     def on_drive(self, body: dict[str, Any]) -> None:
+        self._limit("drive", body["drive_id"], body, "rate_limiter", boot=True)
         drive = Drive.open(self._jail, body)
         others = [other for name, other in self._drives.items() if name != drive.drive_id]
         if drive.root_device and any(other.root_device for other in others):
             drive.close()
             raise Fault("A root block device already exists!")
         self._attach(drive)
+
+    def _limit(self, device: str, name: str, body: dict[str, Any], limiter: str, *, boot: bool = False) -> None:
+        """Take over the buckets that a body names. One of nothing is none: it lifts a limit, and sets none at boot."""
+        given = body.get(limiter) or {}
+        for kind in ("bandwidth", "ops"):
+            key = f"{device}.{name}.{limiter}.{kind}"
+            if boot:
+                self.buckets.pop(key, None)
+            bucket = given.get(kind)
+            if bucket is None:
+                continue
+            if bucket["size"] and bucket["refill_time"]:
+                self.buckets[key] = [bucket["size"], bucket["refill_time"]]
+            elif boot or bucket["size"] or bucket["refill_time"]:
+                self.violation(f"a bucket was to limit something and limits nothing: {bucket}")
+            else:
+                self.buckets.pop(key, None)
 
     def _attach(self, drive: Drive) -> None:
         if (former := self._drives.get(drive.drive_id)) is not None:
@@ -135,6 +155,8 @@ class Configuration:
         self._drives[drive.drive_id] = drive
 
     def on_network(self, body: dict[str, Any]) -> None:
+        for name in ("rx_rate_limiter", "tx_rate_limiter"):
+            self._limit("network", body["iface_id"], body, name, boot=True)
         mac = body.get("guest_mac")
         for name, other in self._networks.items():
             if mac is not None and other.get("guest_mac") == mac and name != body["iface_id"]:

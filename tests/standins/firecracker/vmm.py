@@ -93,6 +93,7 @@ class Vmm(Configuration):
         if magic != ELF:
             raise Fault("Start microvm error: Cannot load kernel due to invalid memory configuration or image: no ELF")
         await self._run(None)
+        self._journal.note("limits", buckets=self.buckets)
         self.state = "Running"
 
     async def _run(self, memory: bytes | None) -> None:
@@ -147,6 +148,7 @@ class Vmm(Configuration):
             self.state = "Paused"
         else:
             await self._resume()
+            self._journal.note("limits", buckets=self.buckets)
 
     async def _resume(self) -> None:
         assert self._guest is not None
@@ -168,6 +170,8 @@ class Vmm(Configuration):
         former = self._drives.get(body["drive_id"])
         if former is None:
             raise Fault(f"Drive config error: there is no drive {body['drive_id']!r}")
+        self._limit("drive", body["drive_id"], body, "rate_limiter")
+        self._journal.note("limits", buckets=self.buckets)
         if body.get("path_on_host") is None:
             return
         assert self._guest is not None
@@ -182,6 +186,9 @@ class Vmm(Configuration):
     def on_network_change(self, body: dict[str, Any]) -> None:
         if body["iface_id"] not in self._networks:
             raise Fault(f"Network config error: there is no interface {body['iface_id']!r}")
+        for name in ("rx_rate_limiter", "tx_rate_limiter"):
+            self._limit("network", body["iface_id"], body, name)
+        self._journal.note("limits", buckets=self.buckets)
 
     def on_balloon_change(self, body: dict[str, Any]) -> None:
         balloon = self._plain_one("balloon", "Balloon update error: Device not found.")
@@ -224,6 +231,7 @@ class Vmm(Configuration):
             "vsock": {"cid": self._vsock.cid, "uds_path": self._vsock.named} if self._vsock else None,
             "balloon": self._plain.get("balloon"),
             "entropy": self._plain.get("entropy"),
+            "buckets": self.buckets,
         }
 
     async def on_load(self, body: dict[str, Any]) -> None:
@@ -252,6 +260,7 @@ class Vmm(Configuration):
             raise Fault("the guest crashes: its memory is not what it was")
         state = loaded.state
         self._machine = state["machine"] | {"track_dirty_pages": bool(body.get("track_dirty_pages"))}
+        self.buckets = dict(state["buckets"])
         for config in state["drives"]:
             self._attach(Drive.open(self._jail, config))
         overrides = {each["iface_id"]: each["host_dev_name"] for each in body.get("network_overrides") or []}

@@ -215,6 +215,16 @@ COMMANDS: list[tuple[str, str, dict[str, Any], str]] = [
         {**POOL, "settings": {"egress": ["internet", "host:80"]}, "dry_run": True},
         "update pool",
     ),
+    (
+        "pool update alice/workers --disk-mib-per-second 80 --disk-ops-per-second 0 --network-mib-per-second 8",
+        "PoolUpdate",
+        {
+            **POOL,
+            "settings": {"disk_mib_per_second": 80, "disk_ops_per_second": 0, "network_mib_per_second": 8},
+            "dry_run": False,
+        },
+        "update pool",
+    ),
     ("pool build alice/workers", "PoolBuild", {**POOL, "force": False}, "0123456789ab, nothing has changed"),
     ("pool build alice/workers --force", "PoolBuild", {**POOL, "force": True}, "6.1.0-1-cloud-amd64"),
     ("pool rollback alice/workers", "PoolRollback", POOL, "back on image 0123456789ab (it had 000000000000)"),

@@ -88,6 +88,15 @@ def test_a_long_reason_is_told_in_lines_that_a_terminal_shows_whole(
     assert all(len(line) <= 120 for line in told)
 
 
+def test_a_limit_that_the_runtime_does_not_enforce_is_said(ready: ScriptedAgent, mvm: Type, folder: Path) -> None:
+    with (folder / "deploy.toml").open("a") as file:
+        file.write("\n[overrides.workers]\nnetwork_mib_per_second = 5\ndisk_mib_per_second = 50\n")
+    ready.answers["NodeInfo"] = {"isolated": True, "limits": ["disk"], "runtime": "qemu", "runtime_reason": "KVM"}
+    typed = mvm("new", "openclaw", "alice", "--no-check", "-c", str(folder / "deploy.toml"))
+    assert "note: `network_mib_per_second` of pool 'workers' is not enforced" in typed.err
+    assert "disk_mib_per_second" not in typed.err
+
+
 def test_a_dry_run_changes_nothing(ready: ScriptedAgent, mvm: Type, folder: Path) -> None:
     typed = mvm("new", "openclaw", "alice", "--no-check", "-c", str(folder / "deploy.toml"), "--dry-run")
     assert ready.asked("ApplyDeployment")["dry_run"] is True

@@ -131,11 +131,25 @@ async def test_a_pool_is_changed_in_what_is_named_and_its_idle_instances_follow(
     assert (again["changed"], again["actions"]) == (False, [])
 
 
+async def test_other_limits_are_for_the_next_start_and_restart_nobody(agent: Agent) -> None:
+    await agent.deploy()
+    before = await agent.worker()
+    limits = {"disk_mib_per_second": 80, "disk_ops_per_second": 500, "network_mib_per_second": 8}
+    done = await agent.call("PoolUpdate", tenant_id="alice", pool_id="workers", settings=limits)
+    assert [action["action"] for action in done["actions"]] == ["update pool"]
+    assert {name: done["pool"][name] for name in limits} == limits
+    assert await agent.worker() == before
+    explained = await agent.call("Explain", address="alice/workers")
+    assert {name: explained["pool"][name] for name in limits} == limits
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"mem_mib": 512}, "OpenClaw needs 1024 at least"),
         ({"vcpus": 0}, "too small"),
+        ({"network_mib_per_second": -1}, "too small"),
+        ({"disk_mib_per_second": 16_385}, "too large"),
         ({"role": "worker"}, "unknown key 'role'"),
         ({"egress": ["nonsense"]}, "nonsense"),
         ({"runtime_policy": {"min_running_seconds": -1}}, "too small"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mvm.model.deployment import Deployment, loopback_port, unreachable_services
+from mvm.model.deployment import Deployment, loopback_port, unenforced_limits, unreachable_services
 from mvm.model.manifest import new_deployment
 from mvm.openclaw.template import OPENCLAW
 
@@ -41,3 +41,20 @@ def test_a_provider_elsewhere_is_fine() -> None:
 )
 def test_the_port_of_a_loopback_url(url: str | None, port: int | None) -> None:
     assert loopback_port(url) == port
+
+
+@pytest.mark.parametrize(
+    ("enforced", "named"),
+    [
+        ([], ["disk_mib_per_second", "network_mib_per_second"]),
+        (["disk"], ["network_mib_per_second"]),
+        (["disk", "network"], []),
+    ],
+)
+def test_a_limit_that_the_runtime_does_not_enforce_is_named(enforced: list[str], named: list[str]) -> None:
+    made = new_deployment("alice", template=OPENCLAW)
+    limits = {"disk_mib_per_second": 50, "network_mib_per_second": 5}
+    pools = tuple(pool.model_copy(update=limits) if pool.pool_id == "workers" else pool for pool in made.pools)
+    notes = unenforced_limits(made.model_copy(update={"pools": pools}), enforced)
+    assert [note.split("`")[1] for note in notes] == named
+    assert all("'workers'" in note for note in notes)

@@ -149,6 +149,9 @@ pinned = true
 critical = true
 egress = ["203.0.113.0/24:443", "host:8080"]
 peer_traffic = true
+disk_mib_per_second = 100
+disk_ops_per_second = 2000
+network_mib_per_second = 20
 allow_exec = false
 secret_scopes = { telegram = ["TELEGRAM_BOT_TOKEN"], mail = ["*"] }
 integrations = [{ name = "mail", checkpoint_cmd = ["save", "x"], critical = true }]
@@ -159,6 +162,7 @@ routing_table = { routes = [{ name = "r", match_rule = { port = 80 }, target = {
     assert (said.seccomp_policy, said.snapshot_compression) == ("strict", "zstd")
     assert (said.pinned, said.critical, said.peer_traffic, said.allow_exec) == (True, True, True, False)
     assert said.egress == ("203.0.113.0/24:443", "host:8080")
+    assert (said.disk_mib_per_second, said.disk_ops_per_second, said.network_mib_per_second) == (100, 2000, 20)
     assert said.secret_scopes == {"telegram": ("TELEGRAM_BOT_TOKEN",), "mail": ("*",)}
     assert said.integrations[0].checkpoint_cmd == ("save", "x")
     assert said.routing_table is not None

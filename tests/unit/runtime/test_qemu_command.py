@@ -10,7 +10,7 @@ import pytest
 
 from mvm.drives.table import drives_of
 from mvm.model.roles import Role
-from mvm.runtime.base import ChannelKind
+from mvm.runtime.base import ChannelKind, Limits
 from mvm.runtime.qemu.accelerator import Accelerator
 from mvm.runtime.qemu.command import Descriptors, Hardware, command, kernel_line, layout
 
@@ -130,3 +130,11 @@ def test_a_channel_by_vsock_is_the_kernels_device_and_nothing_beside_it() -> Non
     assert "vhost-vsock-device,guest-cid=77,vhostfd=11" in devices
     assert not [device for device in devices if "serial" in device.partition(",")[0]], "the guest would prefer it"
     assert layout(hardware) != layout(HARDWARE)
+
+
+def test_limits_of_the_disk_are_for_each_drive_and_no_part_of_the_layout() -> None:
+    limited = replace(HARDWARE, limits=Limits(disk_mib=20, disk_ops=300, network_mib=5))
+    for drive in following(line(limited), "-drive"):
+        assert drive.endswith(",throttling.bps-total=20971520,throttling.iops-total=300")
+    assert "throttling" not in " ".join(line())
+    assert layout(limited) == layout(HARDWARE)

@@ -105,18 +105,53 @@ class MachineConfiguration(Body):
     track_dirty_pages: bool = False
 
 
+class TokenBucket(Body):
+    """How much may pass: at once `size`, and then as much as comes back, all of it in `refill_time` milliseconds.
+
+    One of no size, or that needs no time, limits nothing.
+    """
+
+    size: Annotated[int, Field(ge=0)]
+    refill_time: Annotated[int, Field(ge=0)]
+
+
+class RateLimiter(Body):
+    """Bytes and operations, each with a bucket of its own or none."""
+
+    bandwidth: TokenBucket | None = None
+    ops: TokenBucket | None = None
+
+
 class Drive(Body):
     drive_id: DeviceId
     path_on_host: str
     is_root_device: bool
     is_read_only: bool
     cache_type: Literal["Unsafe", "Writeback"]
+    rate_limiter: RateLimiter | None = None
+
+
+class DriveChange(Body):
+    """A bucket that is left out stays as it is."""
+
+    drive_id: DeviceId
+    rate_limiter: RateLimiter
 
 
 class NetworkInterface(Body):
     iface_id: DeviceId
     host_dev_name: str
     guest_mac: str
+    rx_rate_limiter: RateLimiter | None = None
+    tx_rate_limiter: RateLimiter | None = None
+
+
+class NetworkChange(Body):
+    """A bucket that is left out stays as it is."""
+
+    iface_id: DeviceId
+    rx_rate_limiter: RateLimiter
+    tx_rate_limiter: RateLimiter
 
 
 class Vsock(Body):
@@ -209,6 +244,17 @@ PUT_BALLOON = Command(method="PUT", path="/balloon", phase=Phase.BEFORE_START, r
 START = Command(method="PUT", path="/actions", phase=Phase.BEFORE_START, request=Action)
 """Once."""
 PATCH_VM = Command(method="PATCH", path="/vm", phase=Phase.ONCE_STARTED, request=VmState)
+PATCH_DRIVE = Command(
+    method="PATCH", path="/drives/{id}", phase=Phase.ONCE_STARTED, request=DriveChange, id_field="drive_id"
+)
+PATCH_NETWORK = Command(
+    method="PATCH",
+    path="/network-interfaces/{id}",
+    phase=Phase.ONCE_STARTED,
+    request=NetworkChange,
+    id_field="iface_id",
+)
+"""Both also of a machine that was loaded and is still paused."""
 CREATE_SNAPSHOT = Command(method="PUT", path="/snapshot/create", phase=Phase.ONCE_STARTED, request=SnapshotCreate)
 """Of a paused machine."""
 LOAD_SNAPSHOT = Command(method="PUT", path="/snapshot/load", phase=Phase.BEFORE_START, request=SnapshotLoad)
@@ -228,6 +274,8 @@ CALLS: tuple[Call, ...] = (
     PUT_BALLOON,
     START,
     PATCH_VM,
+    PATCH_DRIVE,
+    PATCH_NETWORK,
     CREATE_SNAPSHOT,
     LOAD_SNAPSHOT,
 )

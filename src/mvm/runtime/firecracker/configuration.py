@@ -11,7 +11,8 @@ import json
 from dataclasses import dataclass
 
 from mvm.drives.table import ROOTFS, Drive, Mode
-from mvm.runtime.firecracker import api, files
+from mvm.runtime.base import NO_LIMITS, Limits
+from mvm.runtime.firecracker import api, files, limiting
 from mvm.runtime.firecracker.api import Body, Command
 
 LAYOUT = 1
@@ -39,6 +40,7 @@ class Hardware:
     mac: str
     parameters: str = ""
     """What the image wants on the kernel's command line."""
+    limits: Limits = NO_LIMITS
 
 
 def drive_file(drive: Drive) -> str:
@@ -61,11 +63,8 @@ def devices(hardware: Hardware, *, tap: str) -> list[Step]:
             api.PUT_MACHINE,
             api.MachineConfiguration(vcpu_count=hardware.vcpus, mem_size_mib=hardware.mem_mib),
         ),
-        *((api.PUT_DRIVE, _drive(drive)) for drive in hardware.drives),
-        (
-            api.PUT_NETWORK,
-            api.NetworkInterface(iface_id=INTERFACE, host_dev_name=tap, guest_mac=hardware.mac),
-        ),
+        *((api.PUT_DRIVE, _drive(drive, hardware.limits)) for drive in hardware.drives),
+        (api.PUT_NETWORK, _interface(hardware, tap)),
         (api.PUT_VSOCK, api.Vsock(guest_cid=GUEST_CID, uds_path=files.VSOCK)),
         (api.PUT_ENTROPY, api.EntropyDevice()),
         # Without reports of free pages: the guest's kernel leaves them out when it clears what it frees, because this
@@ -74,7 +73,18 @@ def devices(hardware: Hardware, *, tap: str) -> list[Step]:
     ]
 
 
-def _drive(drive: Drive) -> api.Drive:
+def _interface(hardware: Hardware, tap: str) -> api.NetworkInterface:
+    limiter = limiting.of_network(hardware.limits)
+    return api.NetworkInterface(
+        iface_id=INTERFACE,
+        host_dev_name=tap,
+        guest_mac=hardware.mac,
+        rx_rate_limiter=limiter,
+        tx_rate_limiter=limiter,
+    )
+
+
+def _drive(drive: Drive, limits: Limits) -> api.Drive:
     read_only = drive.mode is Mode.READ_ONLY
     return api.Drive(
         drive_id=drive.serial,
@@ -83,6 +93,7 @@ def _drive(drive: Drive) -> api.Drive:
         is_read_only=read_only,
         # What the guest has flushed is on the disk: its queues and journals depend on it.
         cache_type="Unsafe" if read_only else "Writeback",
+        rate_limiter=limiting.of_drive(limits),
     )
 
 
@@ -111,10 +122,16 @@ def load(*, tap: str) -> api.SnapshotLoad:
     )
 
 
+def limits(hardware: Hardware) -> list[Step]:
+    """What a machine that was loaded is told, so that it has the limits of now and not those of its snapshot."""
+    return limiting.changes(hardware.drives, INTERFACE, hardware.limits)
+
+
 def layout(hardware: Hardware) -> str:
     """Names the hardware as the guest's memory knows it: equal for two machines between which it can move."""
+    changing = {"host_dev_name", "guest_mac", *limiting.LIMITERS}
     steps = [
-        (call.path_for(body), body.model_dump(mode="json", exclude={"host_dev_name", "guest_mac"}))
+        (call.path_for(body), body.model_dump(mode="json", exclude=changing))
         for call, body in devices(hardware, tap="")
     ]
     return hashlib.sha256(json.dumps([LAYOUT, steps]).encode()).hexdigest()[:16]

@@ -30,6 +30,7 @@ def hardware(machine: Machine) -> Hardware:
         drives=drives_of(machine.role),
         mac=machine.mac,
         parameters=makeup.kernel_arguments(image),
+        limits=machine.limits,
     )
 
 

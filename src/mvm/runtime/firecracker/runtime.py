@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvm.drives import images
 from mvm.guest import processes
+from mvm.guest.processes import Identity
 from mvm.image.base import INITRD, KERNEL
 from mvm.model.addresses import networked_address
 from mvm.model.entities import ProcessIdentity
-from mvm.model.errors import Conflict, MvmError, Refused, SnapshotRejected, Unavailable
+from mvm.model.errors import MvmError, Refused, SnapshotRejected, Unavailable
 from mvm.model.ids import InstanceId
-from mvm.runtime import bases, kvm, saved, shutdown, sparse, spawning
+from mvm.runtime import bases, kvm, saved, sparse, spawning
 from mvm.runtime import makeup as parts
 from mvm.runtime.base import (
     Capabilities,
@@ -29,6 +30,7 @@ from mvm.runtime.base import (
     Connection,
     GuestLayout,
     Handler,
+    Limited,
     Machine,
     Probe,
     Snapshot,
@@ -36,12 +38,14 @@ from mvm.runtime.base import (
 from mvm.runtime.firecracker import api, binaries, configuration, files, launching, makeup, snapshots
 from mvm.runtime.firecracker.api import MachineState
 from mvm.runtime.firecracker.binaries import Binaries
+from mvm.runtime.firecracker.configuration import Hardware, Step
 from mvm.runtime.firecracker.files import Files
 from mvm.runtime.firecracker.machinery import Machinery
 from mvm.runtime.firecracker.room import Room
 from mvm.runtime.firecracker.snapshots import SNAPSHOTS
 from mvm.runtime.firecracker.taps import NoTaps, Taps, tap_name
 from mvm.runtime.firecracker.versions import features
+from mvm.runtime.virtual_machines import VirtualMachines
 
 if TYPE_CHECKING:
     from mvm.runtime.firecracker.client import Client
@@ -54,13 +58,18 @@ CONNECT_SECONDS = 5.0
 LOAD_SECONDS = 30.0
 """A load takes milliseconds; on a host whose disk is busy it is waited for, because giving up costs the memory."""
 
+LIMITS = "limits"
+"""Of a snapshot: the limits that its machine has when it is loaded. What else a snapshot may have (a copy's is of its
+base's machine, an earlier version's says nothing) is taken for unknown, and the limits are set."""
+
 WhyNoKvm = Callable[[], Awaitable[str | None]]
 
 
-class FirecrackerRuntime:
-    """Implements `mvm.runtime.base.Runtime` with virtual machines."""
+class FirecrackerRuntime(VirtualMachines[Files]):
+    """Implements `mvm.runtime.base.Runtime` with Firecracker's machines."""
 
     name = "firecracker"
+    snapshots = SNAPSHOTS
 
     def __init__(
         self,
@@ -95,6 +104,7 @@ class FirecrackerRuntime:
             channel=ChannelKind.VSOCK,
             images=True,
             networks=True,
+            limits=frozenset(Limited),
             warm=self._binaries is not None and features(self._binaries.version).bare_resume,
         )
 
@@ -144,10 +154,6 @@ class FirecrackerRuntime:
     async def layout(self, machine: Machine) -> GuestLayout:
         return parts.guest_layout(machine, host_address=machine.gateway_ip)
 
-    async def publish_drives(self, machine: Machine) -> None:
-        """Write both images in place. A running guest sees them when it mounts them next."""
-        await asyncio.to_thread(parts.write_images, machine, Files.of(machine))
-
     # From nothing to running
 
     async def start(self, machine: Machine) -> ProcessIdentity:
@@ -157,7 +163,8 @@ class FirecrackerRuntime:
         hardware = await asyncio.to_thread(makeup.hardware, machine)
         wanted = makeup.made_by(machine, places, hardware, host.version)
         await asyncio.to_thread(_prepare_boot, machine, places)
-        await asyncio.to_thread(parts.remember, places.memory, wanted)  # no machine of unknown make is ever left
+        # First: no machine of unknown make is ever left.
+        await asyncio.to_thread(_remember, places, wanted, machine)
         image = parts.image_of(machine)
 
         def furnish(room: Room) -> None:
@@ -176,25 +183,26 @@ class FirecrackerRuntime:
             return await self.start(machine)
         places = Files.of(machine)
         host = await self._clear(machine, places)
-        wanted = await self._made_by(machine, places)
+        hardware, wanted = await self._made_of(machine, places)
         await asyncio.to_thread(SNAPSHOTS.make_ready, places, snapshot, wanted, uid=None)
         saved.consume(places)
         lasting = asyncio.create_task(asyncio.to_thread(sparse.sync_directory, places.memory))
         loading = False
+        limited = snapshot.metadata.get(LIMITS) == str(machine.limits)
 
         def furnish(room: Room) -> None:
             room.put_drives(parts.drive_images(machine, places))
             room.put_memory(places.ram, places.memory / saved.DEVICES)
 
         try:
-            await asyncio.to_thread(parts.remember, places.memory, wanted)
+            await asyncio.to_thread(_remember, places, wanted, machine)
             async with self._machinery.started(machine, places, host, furnish) as (identity, client):
                 await lasting
                 for call, body in configuration.logging():
                     await client.tell(call, body)
                 loading = True
                 saved.begin(places)
-                await self._load(machine, client)
+                await self._load(machine, client, [] if limited else configuration.limits(hardware))
         except BaseException as error:
             if not loading:
                 saved.give_back(places)
@@ -205,9 +213,11 @@ class FirecrackerRuntime:
         await asyncio.to_thread(snapshots.remove_used, places)
         return spawning.recorded(identity)
 
-    async def _load(self, machine: Machine, client: Client) -> None:
-        """Load what is in the room, and only when that has been taken, let it run."""
+    async def _load(self, machine: Machine, client: Client, limits: Sequence[Step]) -> None:
+        """Load what is in the room, and only when that has been taken and its limits set, let it run."""
         await client.tell(api.LOAD_SNAPSHOT, configuration.load(tap=tap_name(machine)), seconds=LOAD_SECONDS)
+        for call, body in limits:
+            await client.tell(call, body)
         await client.tell(api.PATCH_VM, api.VmState(state="Resumed"))
 
     # Warm, asleep, copied
@@ -265,20 +275,8 @@ class FirecrackerRuntime:
     async def discard_snapshot(self, machine: Machine) -> None:
         await asyncio.to_thread(saved.discard, Files.of(machine))
 
-    async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
-        places = Files.of(machine)
-        found = saved.load(places.memory)  # a small file: sooner read than given to a thread
-        if found is None and launching.find(places) is None:
-            return saved.untouched(places)
-        return found
-
-    async def compress_snapshot(self, machine: Machine, abandon: Callable[[], bool]) -> int | None:
-        places = Files.of(machine)
-        self._refuse_running(machine, places)
-        return await asyncio.to_thread(SNAPSHOTS.compress, places, abandon)
-
     async def base_key(self, machine: Machine) -> str | None:
-        wanted = await self._made_by(machine, Files.of(machine))
+        _, wanted = await self._made_of(machine, Files.of(machine))
         return bases.key(wanted, role=machine.role.value, data_mib=machine.data_mib)
 
     async def keep_as_base(self, machine: Machine, process: ProcessIdentity, directory: Path) -> None:
@@ -298,20 +296,10 @@ class FirecrackerRuntime:
     async def clone(self, machine: Machine, directory: Path) -> Snapshot:
         """A copy has the base's own memory file under one more name: a machine never writes to what it goes on from."""
         places = Files.of(machine)
-        wanted = await self._made_by(machine, places)
+        _, wanted = await self._made_of(machine, places)
         return await asyncio.to_thread(bases.copy, directory, places, SNAPSHOTS, uid=None, wanted=wanted, shared=True)
 
     # To an end
-
-    async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
-        """Have the guest shut down; one that is asleep already, or does not do it, is ended."""
-        places = Files.of(machine)
-        clean = await shutdown.attempt(
-            self, machine, process, grace_seconds=grace_seconds, running=lambda: self._lets_shut_down(machine, places)
-        )
-        await self._machinery.end(machine, places)
-        spawning.reap(spawning.identity_of(process))
-        return clean
 
     async def _lets_shut_down(self, machine: Machine, places: Files) -> bool:
         """Let a paused guest run for its end. False for one that is asleep: running on would spoil its snapshot."""
@@ -321,13 +309,6 @@ class FirecrackerRuntime:
                 await self._go_on(machine, client, room)
                 return True
             return state is MachineState.RUNNING
-
-    async def alive(self, process: ProcessIdentity) -> bool:
-        return spawning.alive(process)
-
-    async def find(self, machine: Machine) -> ProcessIdentity | None:
-        identity = launching.find(Files.of(machine))
-        return None if identity is None else spawning.recorded(identity)
 
     async def retract(self, machine: Machine, process: ProcessIdentity) -> bool:
         """A machine that was not told to run yet: its snapshot is not used."""
@@ -344,9 +325,6 @@ class FirecrackerRuntime:
         await self._machinery.end(machine, places)
         saved.give_back(places)
         return True
-
-    async def wait(self, process: ProcessIdentity) -> None:
-        await spawning.wait_for_end(spawning.identity_of(process))
 
     async def destroy(self, machine: Machine) -> None:
         places = Files.of(machine)
@@ -368,6 +346,15 @@ class FirecrackerRuntime:
 
     # Facts
 
+    def _files(self, machine: Machine) -> Files:
+        return Files.of(machine)
+
+    def _running(self, files: Files) -> Identity | None:
+        return launching.find(files)
+
+    async def _end(self, machine: Machine, files: Files) -> None:
+        await self._machinery.end(machine, files)
+
     async def _host(self) -> Binaries:
         """What runs machines here. Raises `Unavailable` without it, `Refused` when it may not be used."""
         if self._production and not self._jailed:
@@ -380,11 +367,11 @@ class FirecrackerRuntime:
         self._binaries = found
         return found
 
-    async def _made_by(self, machine: Machine, places: Files) -> dict[str, str]:
-        """What a snapshot of this machine fits to."""
+    async def _made_of(self, machine: Machine, places: Files) -> tuple[Hardware, dict[str, str]]:
+        """What the machine is made of, and what a snapshot of it fits to."""
         host = await self._host()
         hardware = await asyncio.to_thread(makeup.hardware, machine)
-        return makeup.made_by(machine, places, hardware, host.version)
+        return hardware, makeup.made_by(machine, places, hardware, host.version)
 
     async def _clear(self, machine: Machine, places: Files) -> Binaries:
         """Refuse while it runs; otherwise nothing is left of a process that crashed."""
@@ -396,9 +383,9 @@ class FirecrackerRuntime:
                 await self._machinery.end(machine, places)
         return host
 
-    def _refuse_running(self, machine: Machine, places: Files) -> None:
-        if launching.find(places) is not None:
-            raise Conflict(f"{machine.ref} runs already")
+
+def _remember(places: Files, wanted: dict[str, str], machine: Machine) -> None:
+    parts.remember(places.memory, {**wanted, LIMITS: str(machine.limits)})
 
 
 def _prepare_boot(machine: Machine, places: Files) -> None:

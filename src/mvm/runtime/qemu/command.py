@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from mvm.drives.table import DATA, Drive, Mode
-from mvm.runtime.base import ChannelKind
+from mvm.runtime.base import NO_LIMITS, ChannelKind, Limits
 from mvm.runtime.qemu.accelerator import Accelerator
 
 LAYOUT = 1
@@ -97,6 +97,8 @@ class Hardware:
     tsc_khz: int | None = None
     network: Network = Network.HOST
     channel: ChannelKind = ChannelKind.VIRTIO_SERIAL
+    limits: Limits = NO_LIMITS
+    """Of its drives. They are QEMU's own affair: no guest knows them, and no snapshot has them."""
 
 
 def cpu_model(accelerator: Accelerator) -> str:
@@ -153,7 +155,7 @@ def command(
         "-chardev", f"socket,id=console,fd={files.console},server=on,wait=off", "-serial", "chardev:console",
     ]
     for number, drive in enumerate(hardware.drives, 1):
-        arguments += _drive(drive, number, files.drives[drive.serial])
+        arguments += _drive(drive, number, files.drives[drive.serial], hardware.limits)
     arguments += [
         *_channel(hardware, files, cid),
         "-device", "virtio-rng-device",
@@ -186,13 +188,17 @@ def _network(hardware: Hardware, files: Descriptors) -> str:
     return "hubport,id=net,hubid=0" if files.tap is None else f"tap,id=net,fd={files.tap}"
 
 
-def _drive(drive: Drive, number: int, descriptors: tuple[int, ...]) -> list[str]:
+def _drive(drive: Drive, number: int, descriptors: tuple[int, ...], limits: Limits) -> list[str]:
     """A drive whose image is an open file: QEMU takes the one of a set that is opened as it needs it.
 
     QEMU's locks are left out: the host rewrites images that are open, and after a snapshot QEMU would lock itself out.
     """
     mode = "readonly=on" if drive.mode is Mode.READ_ONLY else "readonly=off"
     extra = ",discard=unmap" if drive is DATA else ""
+    if limits.disk_bytes:
+        extra += f",throttling.bps-total={limits.disk_bytes}"
+    if limits.disk_ops:
+        extra += f",throttling.iops-total={limits.disk_ops}"
     return [
         *(word for descriptor in descriptors for word in ("-add-fd", f"fd={descriptor},set={number}")),
         "-drive",

@@ -43,10 +43,6 @@ class Files(MachineFiles):
         """The newest of what the guest wrote on its serial console."""
         return self.state_dir / "serial.log"
 
-    @property
-    def config_image(self) -> Path:
-        return self.run_dir / "config.erofs"
-
     def check_lengths(self) -> None:
         """Raise `InvalidInput` when a socket of this instance would have too long a path."""
         for path in self.sockets:

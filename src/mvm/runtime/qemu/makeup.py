@@ -34,6 +34,7 @@ def hardware(
         tsc_khz=host_tsc_khz(),
         network=network,
         channel=channel,
+        limits=machine.limits,
     )
 
 

@@ -21,9 +21,9 @@ from mvm.guest import processes
 from mvm.guest.processes import Identity
 from mvm.model.addresses import loopback_address, networked_address
 from mvm.model.entities import ProcessIdentity
-from mvm.model.errors import Conflict, MvmError, SnapshotRejected, Unavailable
+from mvm.model.errors import MvmError, SnapshotRejected, Unavailable
 from mvm.model.ids import InstanceId
-from mvm.runtime import bases, saved, shutdown, sparse, spawning, vsock_link
+from mvm.runtime import bases, saved, sparse, spawning, vsock_link
 from mvm.runtime import makeup as parts
 from mvm.runtime.base import (
     Capabilities,
@@ -31,6 +31,7 @@ from mvm.runtime.base import (
     Connection,
     GuestLayout,
     Handler,
+    Limited,
     Machine,
     Probe,
     Snapshot,
@@ -44,6 +45,7 @@ from mvm.runtime.qemu.files import Files
 from mvm.runtime.qemu.launching import Qemu
 from mvm.runtime.qemu.monitor import Monitor, MonitorClosed, open_monitor
 from mvm.runtime.qemu.snapshots import SNAPSHOTS
+from mvm.runtime.virtual_machines import VirtualMachines
 from mvm.runtime.vsock_link import VsockHost
 
 log = logging.getLogger(__name__)
@@ -65,10 +67,11 @@ def no_network(machine: Machine) -> int | None:
     return None
 
 
-class QemuRuntime:
-    """Implements `mvm.runtime.base.Runtime` with virtual machines."""
+class QemuRuntime(VirtualMachines[Files]):
+    """Implements `mvm.runtime.base.Runtime` with QEMU's machines."""
 
     name = "qemu"
+    snapshots = SNAPSHOTS
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class QemuRuntime:
             images=True,
             networks=not self._user_network,
             relayed=self._user_network,
+            limits=frozenset({Limited.DISK}),
             slowness=SLOWNESS_OF_EMULATION if emulated else 1.0,
         )
 
@@ -145,10 +149,6 @@ class QemuRuntime:
         """Every guest has a machine of its own: the same paths and ports everywhere."""
         host = USER_NETWORK_HOST if self._user_network else machine.gateway_ip
         return parts.guest_layout(machine, host_address=host, relayed=self._user_network)
-
-    async def publish_drives(self, machine: Machine) -> None:
-        """Write both images in place. A running guest sees them when it mounts them next."""
-        await asyncio.to_thread(parts.write_images, machine, Files.of(machine))
 
     # From nothing to running
 
@@ -285,18 +285,6 @@ class QemuRuntime:
         else:
             await asyncio.to_thread(saved.discard_name, files)
 
-    async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
-        files = Files.of(machine)
-        found = saved.load(files.memory)  # a small file: sooner read than given to a thread
-        if found is None and launching.find(files) is None:
-            return saved.untouched(files)
-        return found
-
-    async def compress_snapshot(self, machine: Machine, abandon: Callable[[], bool]) -> int | None:
-        files = Files.of(machine)
-        self._refuse_running(machine, files)
-        return await asyncio.to_thread(SNAPSHOTS.compress, files, abandon)
-
     async def base_key(self, machine: Machine) -> str | None:
         _, wanted = await self._made_of(machine)
         return bases.key(wanted, role=machine.role.value, data_mib=machine.data_mib)
@@ -315,16 +303,6 @@ class QemuRuntime:
 
     # To an end
 
-    async def stop(self, machine: Machine, process: ProcessIdentity, *, grace_seconds: float) -> bool:
-        """Have the guest shut down; one that is asleep already, or does not do it, is ended."""
-        files = Files.of(machine)
-        clean = await shutdown.attempt(
-            self, machine, process, grace_seconds=grace_seconds, running=lambda: self._lets_shut_down(machine, files)
-        )
-        await self._end(machine, files)
-        spawning.reap(spawning.identity_of(process))
-        return clean
-
     async def _lets_shut_down(self, machine: Machine, files: Files) -> bool:
         """Let a paused guest run for its end. False for one that is asleep: running on would spoil its snapshot."""
         async with self._monitor(machine) as monitor:
@@ -333,13 +311,6 @@ class QemuRuntime:
                 await monitor.execute("cont")
                 return True
             return status == "running"
-
-    async def alive(self, process: ProcessIdentity) -> bool:
-        return spawning.alive(process)
-
-    async def find(self, machine: Machine) -> ProcessIdentity | None:
-        identity = launching.find(Files.of(machine))
-        return None if identity is None else spawning.recorded(identity)
 
     async def retract(self, machine: Machine, process: ProcessIdentity) -> bool:
         """A machine that was to go on from its memory and was not told to yet: its snapshot is not used."""
@@ -354,9 +325,6 @@ class QemuRuntime:
         await self._end(machine, files)
         saved.give_back(files)
         return True
-
-    async def wait(self, process: ProcessIdentity) -> None:
-        await spawning.wait_for_end(spawning.identity_of(process))
 
     async def destroy(self, machine: Machine) -> None:
         files = Files.of(machine)
@@ -399,6 +367,12 @@ class QemuRuntime:
 
     # Facts
 
+    def _files(self, machine: Machine) -> Files:
+        return Files.of(machine)
+
+    def _running(self, files: Files) -> Identity | None:
+        return launching.find(files)
+
     async def _host(self) -> Found:
         async with self._finding:
             if self._found is None:
@@ -418,10 +392,6 @@ class QemuRuntime:
         self._refuse_running(machine, files)
         if files.record.exists() or files.monitor.exists() or launching.drive_in_use(files):
             await self._end(machine, files)
-
-    def _refuse_running(self, machine: Machine, files: Files) -> None:
-        if launching.find(files) is not None:
-            raise Conflict(f"{machine.ref} runs already")
 
     def _why(self, files: Files, error: MvmError | OSError) -> str:
         return spawning.last_words(files.output) if isinstance(error, MonitorClosed) else str(error)
