@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mvm.cli import firecracker_checks as module
 from mvm.cli.checks import Finding, Verdict
-from mvm.cli.firecracker_checks import CHECKLIST, Host, firecracker_checks, is_static, jailer, metadata_address
+from mvm.cli.firecracker_checks import firecracker_checks, is_static, jailer, metadata_address
+from mvm.cli.firecracker_host import CHECKLIST, Host, processor_flaws
 from mvm.host.locations import Locations, locate
 from mvm.model.errors import Unavailable
 
@@ -25,6 +25,13 @@ GOOD = {
     "sys/module/kvm/parameters/nx_huge_pages": "Y",
     "sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids",
     "dev/kvm": "",
+    "proc/sys/kernel/watchdog": "1",
+    "proc/sys/kernel/soft_watchdog": "1",
+    "proc/sys/kernel/nmi_watchdog": "1",
+    "proc/812/comm": "kvm-pit/1",
+    "proc/812/cgroup": "0::/mvm/i-0a0b0c0d",
+    "proc/813/comm": "kworker/0:1",
+    "proc/813/cgroup": "0::/",
 }
 """A host as Firecracker's checklist wants it."""
 
@@ -85,6 +92,10 @@ def test_a_host_that_is_as_it_should_be_has_nothing_to_do(fake: FakeHost) -> Non
         ),
         ("start of machines", "proc/mounts", "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0", "neither", "favordynmods"),
         ("machine cgroups", "sys/fs/cgroup/cgroup.controllers", "cpuset", "not bounded", "unified_cgroup_hierarchy"),
+        ("kvm-pit threads", "proc/812/cgroup", "0::/", "1 of 1 in the root group: 812", "cgroup.procs"),
+        ("kvm-pit threads", "proc/812/cgroup", "5:memory:/x\n4:cpu,cpuacct:/", "812", "pgrep '^kvm-pit/'"),
+        ("watchdog", "proc/sys/kernel/watchdog", "0", "not watched", "kernel.watchdog=1"),
+        ("watchdog", "proc/sys/kernel/soft_watchdog", "0", "not watched", "kernel.soft_watchdog=1"),
         ("mounts", "proc/mounts", "tmpfs /x tmpfs rw,favordynmods 0 0\n" * 500, "500", "systemd-run"),
     ],
 )
@@ -138,7 +149,31 @@ def test_a_kvm_that_everybody_may_open_is_told(fake: FakeHost) -> None:
 
 
 def test_flaws_that_a_kernel_does_not_list_are_not_taken_for_none(tmp_path: Path) -> None:
-    assert module.processor_flaws(Host(root=tmp_path)).verdict is Verdict.WARNING
+    assert processor_flaws(Host(root=tmp_path)).verdict is Verdict.WARNING
+
+
+def test_threads_of_timers_in_a_group_of_version_1_are_in_their_place(fake: FakeHost) -> None:
+    fake.write("proc/812/cgroup", "5:memory:/\n4:cpu,cpuacct:/kvm-pit")
+    finding = fake.findings()["kvm-pit threads"]
+    assert (finding.verdict, finding.found) == (Verdict.OK, "1, all in a group")
+
+
+def test_where_no_machine_runs_there_is_no_thread_to_be_placed(fake: FakeHost) -> None:
+    fake.write("proc/812/comm", "firecracker")
+    fake.write("proc/812/cgroup", "0::/")
+    assert fake.findings()["kvm-pit threads"].found.startswith("none")
+
+
+def test_a_host_without_a_counter_for_hard_lockups_is_told_and_not_warned(fake: FakeHost) -> None:
+    fake.write("proc/sys/kernel/nmi_watchdog", "0")
+    finding = fake.findings()["watchdog"]
+    assert finding.verdict is Verdict.NOTE
+    assert "soft lockups only" in finding.found
+
+
+def test_a_kernel_without_a_watchdog_is_not_taken_for_one_with_it(fake: FakeHost) -> None:
+    (fake.root / "proc/sys/kernel/soft_watchdog").unlink()
+    assert fake.findings()["watchdog"].verdict is Verdict.WARNING
 
 
 async def test_rules_that_let_the_metadata_address_through_are_a_problem() -> None:
