@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import tarfile
 import tempfile
 import urllib.error
@@ -29,18 +28,18 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from mvm.model.errors import Conflict, InvalidInput, MvmError, NotFound, Unavailable
+from mvm.runtime.firecracker.binaries import FIRECRACKER, JAILER, version_of
 
 DEFAULT_VERSION = "1.16.1"
 """The newest release when this was written (facts/FIRECRACKER.md)."""
 RELEASES = "https://github.com/firecracker-microvm/firecracker/releases/download"
 ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 """What kernels call a machine -> what releases call it."""
-PROGRAMS = ("firecracker", "jailer")
+PROGRAMS = (FIRECRACKER, JAILER)
 MANIFEST = "installation.json"
 MAX_RELEASE_BYTES = 256 * 1024 * 1024
 MAX_PROGRAM_BYTES = 64 * 1024 * 1024
 REQUEST_SECONDS = 60.0
-VERSION_SECONDS = 10.0
 _CHUNK = 256 * 1024
 _VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -310,23 +309,12 @@ def _extract(archive: tarfile.TarFile, name: str, target: Path) -> None:
 def _check_programs(directory: Path, version: str) -> None:
     """Both run here and say that version."""
     for name in PROGRAMS:
-        program = directory / name
         try:
-            done = subprocess.run(
-                [program, "--version"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=VERSION_SECONDS,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise MvmError(f"{name} {version} does not run on this machine: {error}") from error
-        said = (done.stdout.strip().splitlines() or ["nothing"])[0]
-        if done.returncode != 0 or f"v{version}" not in said.split():
-            raise MvmError(f"`{name} --version` says {said[:100]!r} and should say {version}")
+            said = version_of(directory / name)
+        except Unavailable as error:
+            raise MvmError(f"{name} {version} does not run on this machine: {error.message}") from error
+        if str(said) != version:
+            raise MvmError(f"`{name} --version` says {said} and should say {version}")
 
 
 @contextlib.contextmanager
