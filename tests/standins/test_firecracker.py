@@ -19,6 +19,7 @@ from tests.contract.network.world import namespaces_work
 from tests.standins.firecracker.install import Installed, install
 from tests.standins.firecracker.machine import Machine
 from tests.standins.firecracker.settings import Fault, inject, read_journal
+from tests.standins.firecracker.snapshots import Pages, read_pages
 from tests.standins.firecracker.vsock import stale_socket
 from tests.standins.waiting import until
 
@@ -450,6 +451,126 @@ async def test_a_process_dies_after_it_did_what_it_was_told(machine: Machine) ->
         await machine.put("/vsock", machine.vsock)
     await machine.until_ended()
     assert machine.path("v.sock").is_socket(), "a stale one is left behind"
+
+
+def content(path: Path) -> Pages:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return read_pages(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def restored(machine: Machine, **how: Any) -> Machine:
+    """A machine that slept and runs again."""
+    await machine.boot()
+    await machine.save()
+    await machine.again()
+    await machine.must("PUT", "/snapshot/load", machine.load(resume_vm=True, **how))
+    await machine.pause()
+    return machine
+
+
+def diff(machine: Machine, file: str) -> dict[str, str]:
+    return {
+        "snapshot_type": "Diff",
+        "snapshot_path": str(machine.path("diff.state")),
+        "mem_file_path": str(machine.path(file)),
+    }
+
+
+async def test_a_diff_has_holes_where_nothing_was_written_to(machine: Machine) -> None:
+    await restored(machine, track_dirty_pages=True)
+    await machine.must("PUT", "/snapshot/create", diff(machine, "diff"))
+    before, changed = content(machine.path("mem")), content(machine.path("diff"))
+    assert machine.path("diff").stat().st_size == machine.path("mem").stat().st_size
+    assert 0 < len(changed) < len(before)
+    await machine.must("PUT", "/snapshot/create", machine.snapshot | {"mem_file_path": str(machine.path("whole"))})
+    assert content(machine.path("whole")) == before | changed
+    await machine.must("PUT", "/snapshot/create", diff(machine, "next"))
+    assert content(machine.path("next")) == {}, "nothing has run since"
+    assert machine.violations == []
+
+
+@pytest.mark.parametrize("right_size", [True, False])
+async def test_a_diff_goes_into_a_memory_file_of_the_right_size_only(machine: Machine, right_size: bool) -> None:
+    await restored(machine, track_dirty_pages=True)
+    before = content(machine.path("mem"))
+    shutil.copyfile(machine.path("mem"), machine.path("copy"))
+    if not right_size:
+        os.truncate(machine.path("copy"), 64 << 20)
+    await machine.must("PUT", "/snapshot/create", diff(machine, "copy"))
+    assert (set(before) <= set(content(machine.path("copy")))) == right_size
+    await machine.again()
+    body = {"backend_type": "File", "backend_path": str(machine.path("copy"))}
+    answer = await machine.put(
+        "/snapshot/load", {"snapshot_path": str(machine.path("diff.state")), "mem_backend": body}
+    )
+    assert (answer.status == 204) == right_size
+    assert (machine.violations == []) == right_size
+
+
+async def test_a_diff_of_a_guest_whose_writes_nobody_noted_is_a_violation(machine: Machine) -> None:
+    await restored(machine)
+    await machine.must("PUT", "/snapshot/create", diff(machine, "diff"))
+    assert any("nothing notes what is written" in violation for violation in machine.violations)
+
+
+async def test_a_diff_over_the_memory_that_the_guest_runs_from_is_a_violation(machine: Machine) -> None:
+    await restored(machine, track_dirty_pages=True)
+    await machine.must("PUT", "/snapshot/create", diff(machine, "mem"))
+    assert machine.violations
+
+
+async def limits_of(machine: Machine) -> dict[str, Any]:
+    return dict(read_journal(machine.programs.settings.control, "limits")[-1]["buckets"])
+
+
+async def test_limits_are_saved_and_changed_bucket_by_bucket(machine: Machine) -> None:
+    await machine.configure()
+    bucket, other, none = ({"size": n, "refill_time": n} for n in (1000, 7, 0))
+    limiter = {"bandwidth": bucket, "ops": bucket}
+    await machine.must(
+        "PUT", "/drives/rootfs", machine.drive("rootfs", "root.img", root=True) | {"rate_limiter": limiter}
+    )
+    await machine.must("PUT", "/actions", {"action_type": "InstanceStart"})
+    await machine.save()
+    await machine.again()
+    await machine.must("PUT", "/snapshot/load", machine.load())
+    change = {"drive_id": "rootfs", "rate_limiter": {"ops": other}}
+    await machine.must("PATCH", "/drives/rootfs", change)
+    assert await limits_of(machine) == {
+        "drive.rootfs.rate_limiter.bandwidth": [1000, 1000],
+        "drive.rootfs.rate_limiter.ops": [7, 7],
+    }
+    change = {"drive_id": "rootfs", "rate_limiter": {"bandwidth": none}}
+    await machine.must("PATCH", "/drives/rootfs", change)
+    assert await limits_of(machine) == {"drive.rootfs.rate_limiter.ops": [7, 7]}
+    assert machine.violations == []
+
+
+@pytest.mark.parametrize(
+    "limiter",
+    [
+        {"bandwidth": {"size": 1}},
+        {"bandwidth": {"size": -1, "refill_time": 1}},
+        {"bandwidth": {"size": 1, "refill_time": 1, "burst": 1}},
+        {"bytes": {"size": 1, "refill_time": 1}},
+    ],
+)
+async def test_a_limiter_has_the_form_that_is_described(machine: Machine, limiter: dict[str, Any]) -> None:
+    await machine.configure()
+    body = machine.drive("rootfs", "root.img", root=True) | {"rate_limiter": limiter}
+    assert (await machine.put("/drives/rootfs", body)).status == 400
+
+
+async def test_a_bucket_of_nothing_at_boot_is_a_violation(machine: Machine) -> None:
+    await machine.configure()
+    limiter = {"bandwidth": {"size": 0, "refill_time": 1000}}
+    await machine.must(
+        "PUT", "/drives/rootfs", machine.drive("rootfs", "root.img", root=True) | {"rate_limiter": limiter}
+    )
+    assert any("limits nothing" in violation for violation in machine.violations)
 
 
 async def test_a_snapshot_can_come_out_short(machine: Machine) -> None:

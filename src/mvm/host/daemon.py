@@ -56,6 +56,7 @@ async def serve(locations: Locations) -> None:
         taps=HostTaps(),
         no_networks=missing,
         production=locations.production,
+        diffs=locations.firecracker_snapshots == "diff",
     )
     if missing is not None:
         log.info("machines would get no network of their tenant", reason=missing, see="docs/network.md")

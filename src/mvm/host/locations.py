@@ -27,6 +27,7 @@ SYSTEM_SOCKET = SYSTEM_RUN_DIR / "agent.sock"
 
 RUNTIMES = ("auto", "firecracker", "qemu", "process")
 QEMU_CHANNELS = ("virtio-serial", "vsock")
+FIRECRACKER_SNAPSHOTS = ("full", "diff")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 MAX_RUN_DIR_BYTES = 63
@@ -44,11 +45,18 @@ _ENVIRONMENT = {
     "agent": "MVM_AGENT",
     "certs_dir": "MVM_CERTS",
     "qemu_channel": "MVM_QEMU_CHANNEL",
+    "firecracker_snapshots": "MVM_FIRECRACKER_SNAPSHOTS",
     "autostart": "MVM_NO_AUTOSTART",
 }
 SETTINGS = tuple(_ENVIRONMENT)
 """Names of the settings: keys of mvm.toml, of `flags` and of `Locations.origins`."""
 
+_CHOICES = {
+    "runtime": RUNTIMES,
+    "log_level": LOG_LEVELS,
+    "qemu_channel": QEMU_CHANNELS,
+    "firecracker_snapshots": FIRECRACKER_SNAPSHOTS,
+}
 _FORMS = {"metrics_port": 'a number from 0 to 65535, or "off"'}
 _PATHS = frozenset({"state_dir", "run_dir", "programs_dir", "certs_dir"})
 _SWITCHES = frozenset({"production", "autostart"})
@@ -95,6 +103,8 @@ class Locations:
     """Where an operator's certificate for such an agent is."""
     qemu_channel: str = QEMU_CHANNELS[0]
     """What carries the control channel of QEMU's machines."""
+    firecracker_snapshots: str = FIRECRACKER_SNAPSHOTS[0]
+    """Whether a sleep of Firecracker's machines writes all of their memory, or what has changed."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Setting -> where its value came from, in words that `mvm doctor` prints."""
 
@@ -190,6 +200,8 @@ def resolve(
     _check("log_level", log_level, origins["log_level"])
     qemu_channel = str(pick("qemu_channel", QEMU_CHANNELS[0]))
     _check("qemu_channel", qemu_channel, origins["qemu_channel"])
+    firecracker_snapshots = str(pick("firecracker_snapshots", FIRECRACKER_SNAPSHOTS[0]))
+    _check("firecracker_snapshots", firecracker_snapshots, origins["firecracker_snapshots"])
     metrics_port = pick("metrics_port", OFF)
     listen, agent = pick("listen", OFF), pick("agent", OFF)
     secrets_dir, in_memory = _secrets_dir(run_dir, state_dir, uid, memory_mounts)
@@ -208,6 +220,7 @@ def resolve(
         agent=_endpoint("agent", agent, origins["agent"]),
         certs_dir=pick_path("certs_dir", state_dir / "operator"),
         qemu_channel=qemu_channel,
+        firecracker_snapshots=firecracker_snapshots,
         origins=origins,
     )
 
@@ -280,7 +293,7 @@ def _line_of(text: str, key: str) -> int:
 
 
 def _check(name: str, value: str, where: str) -> None:
-    valid = {"runtime": RUNTIMES, "log_level": LOG_LEVELS, "qemu_channel": QEMU_CHANNELS}.get(name)
+    valid = _CHOICES.get(name)
     if valid and value not in valid:
         raise InvalidInput(f"{name} {value[:80]!r} is unknown ({where})", hint=f"it is one of: {', '.join(valid)}")
     if name in ("listen", "agent"):

@@ -32,6 +32,22 @@ def extents(descriptor: int) -> Iterator[tuple[int, int]]:
         yield begin, at - begin
 
 
+def covers(descriptor: int, other: int) -> bool:
+    """Whether an open file has data wherever the other one has."""
+    own = extents(descriptor)
+    begin = end = 0
+    for offset, length in extents(other):
+        while end <= offset:
+            found = next(own, None)
+            if found is None:
+                return False
+            begin, end = found[0], found[0] + found[1]
+        # Two stretches that follow each other are one, so the rest cannot be in the next.
+        if begin > offset or end < offset + length:
+            return False
+    return True
+
+
 def copy(source: Path, target: Path, *, mode: int = 0o600) -> None:
     """Copy a file to a new one, holes as holes; whole and flushed to disk, or not at all.
 

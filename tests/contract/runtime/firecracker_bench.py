@@ -128,7 +128,8 @@ class FirecrackerBench(Bench):
 class StandinBench(FirecrackerBench):
     """The same on the stand-ins, of which every request must have been one that Firecracker takes."""
 
-    def __init__(self, base: Path, image: Path, *, version: str = "1.16.1") -> None:
+    def __init__(self, base: Path, image: Path, *, version: str = "1.16.1", diffs: bool = False) -> None:
+        self.diffs = diffs
         self.installed: Installed = install(base / "programs", base / "control", version)
         self.forgiven: set[str] = set()
         """Faults that a test expects: beginnings of what was answered."""
@@ -136,7 +137,11 @@ class StandinBench(FirecrackerBench):
 
     def make_runtime(self) -> Runtime:
         return FirecrackerRuntime(
-            programs_dir=self.programs_dir, taps=BridgedTaps(), jailed=self.jailed, why_no_kvm=nothing_wrong
+            programs_dir=self.programs_dir,
+            taps=BridgedTaps(),
+            jailed=self.jailed,
+            diffs=self.diffs,
+            why_no_kvm=nothing_wrong,
         )
 
     @property

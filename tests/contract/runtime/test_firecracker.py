@@ -40,10 +40,10 @@ def _network() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def kept() -> Iterator[Path]:
-    """A directory for what all tests of this module share."""
+def services() -> Iterator[Path]:
+    """An image that all tests on the stand-ins share."""
     directory = Path(tempfile.mkdtemp(prefix="mvm-"))
-    yield directory
+    yield service_image(directory)
     shutil.rmtree(directory)
 
 
@@ -54,8 +54,8 @@ class TestOnTheStandins(SnapshotConformance):
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
-    def _given(cls, kept: Path) -> None:
-        cls.image = service_image(kept)
+    def _given(cls, services: Path) -> None:
+        cls.image = services
 
     def make_bench(self, base: Path) -> Bench:
         return StandinBench(base, self.image)
@@ -91,6 +91,14 @@ class TestOnTheStandins(SnapshotConformance):
 
     async def test_the_files_of_secrets_are_gone_before_the_memory_is_saved(self, bench: Bench) -> None:
         pytest.skip("the stand-in's guest does not own its machine and removes no secrets before a sleep")
+
+
+@pytest.mark.slow
+class TestWithDiffs(TestOnTheStandins):
+    """Where a sleep writes only what has changed since the last wake, all of it holds as well."""
+
+    def make_bench(self, base: Path) -> Bench:
+        return StandinBench(base, self.image, diffs=True)
 
 
 class TestOnTheRealPrograms(SnapshotConformance):

@@ -242,6 +242,7 @@ COPIES = [(0, Step.START), (0, Step.BASE), (1, Step.CLONE), (2, Step.CLONE), (1,
 WARM_LIFE = [(0, Step.START), (0, Step.WARM), (0, Step.RESUME), (0, Step.WARM), (0, Step.SLEEP), (0, Step.WAKE)]
 DAMAGED = [(0, Step.START), (0, Step.SLEEP), (0, Step.DAMAGE), (0, Step.WAKE), (0, Step.START), (0, Step.SLEEP)]
 LIMITED = [(0, Step.LIMITS), (0, Step.START), (0, Step.SLEEP), (0, Step.LIMITS), (0, Step.WAKE), (0, Step.SLEEP)]
+AGAIN = [(0, Step.START), *[(0, Step.SLEEP), (0, Step.WAKE)] * 3, (0, Step.BASE), (0, Step.SLEEP), (0, Step.WAKE)]
 PACKED = [(0, Step.START), (0, Step.ABANDON), (0, Step.SLEEP), (0, Step.COMPRESS), (0, Step.AGENT), (0, Step.WAKE)]
 
 
@@ -258,10 +259,10 @@ def image() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-async def play(image: Path, steps: list[tuple[int, Step]], version: str) -> Play:
+async def play(image: Path, steps: list[tuple[int, Step]], version: str, *, diffs: bool = False) -> Play:
     directory = Path(tempfile.mkdtemp(prefix="mvm-"))
     try:
-        played = Play(StandinBench(directory, image, version=version))
+        played = Play(StandinBench(directory, image, version=version, diffs=diffs))
         try:
             for who, step in steps:
                 await played.do(who, step)
@@ -272,24 +273,25 @@ async def play(image: Path, steps: list[tuple[int, Step]], version: str) -> Play
         shutil.rmtree(directory)
 
 
-@example(steps=COPIES, version="1.16.1")
-@example(steps=WARM_LIFE, version="1.16.1")
-@example(steps=DAMAGED, version="1.15.0")
-@example(steps=PACKED, version="1.17.0")
-@example(steps=LIMITED, version="1.17.0")
-@given(steps=STEPS, version=st.sampled_from(VERSIONS))
+@example(steps=COPIES, version="1.16.1", diffs=True)
+@example(steps=WARM_LIFE, version="1.16.1", diffs=True)
+@example(steps=DAMAGED, version="1.15.0", diffs=False)
+@example(steps=PACKED, version="1.17.0", diffs=False)
+@example(steps=AGAIN, version="1.16.1", diffs=True)
+@example(steps=LIMITED, version="1.17.0", diffs=True)
+@given(steps=STEPS, version=st.sampled_from(VERSIONS), diffs=st.booleans())
 @settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 async def test_no_life_asks_for_what_firecracker_refuses(
-    image: Path, steps: list[tuple[int, Step]], version: str
+    image: Path, steps: list[tuple[int, Step]], version: str, diffs: bool
 ) -> None:
-    await play(image, steps, version)
+    await play(image, steps, version, diffs=diffs)
 
 
 @pytest.mark.slow
-@given(steps=STEPS, version=st.sampled_from(VERSIONS))
+@given(steps=STEPS, version=st.sampled_from(VERSIONS), diffs=st.booleans())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-async def test_no_life_of_many_does(image: Path, steps: list[tuple[int, Step]], version: str) -> None:
-    await play(image, steps, version)
+async def test_no_life_of_many_does(image: Path, steps: list[tuple[int, Step]], version: str, diffs: bool) -> None:
+    await play(image, steps, version, diffs=diffs)
 
 
 async def test_a_life_in_which_memory_is_damaged_has_a_wake_that_is_refused(image: Path) -> None:

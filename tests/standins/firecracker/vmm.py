@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,9 @@ class Vmm(Configuration):
         self._boots = False
         self._snapshotted = False
         self._memory: tuple[int, os.stat_result] | None = None
+        self._marks: dict[int, bytes] = {}
+        self._written: snapshots.Pages | None = None
+        """The memory as it was when it was loaded or written last, where what is written since is noted."""
         self._guest: Guest | None = None
         self._wire: Wire | None = None
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -93,6 +97,8 @@ class Vmm(Configuration):
         if magic != ELF:
             raise Fault("Start microvm error: Cannot load kernel due to invalid memory configuration or image: no ELF")
         await self._run(None)
+        self._marks = snapshots.marks(self._machine["mem_size_mib"])
+        self._written = {} if self._machine["track_dirty_pages"] else None
         self._journal.note("limits", buckets=self.buckets)
         self.state = "Running"
 
@@ -154,6 +160,8 @@ class Vmm(Configuration):
         assert self._guest is not None
         if self.state == "Paused":
             self._guest.resume()
+            # A guest that runs writes to its memory, here and there.
+            self._marks |= {at: secrets.token_bytes(snapshots.TOKEN) for at in sorted(self._marks)[::3]}
             if self._wire is not None:
                 self._wire.open()
             since, until = VSOCK_HANGS
@@ -209,10 +217,15 @@ class Vmm(Configuration):
             raise Fault("Create snapshot error: the microVM is not paused.")
         for name in ("snapshot_path", "mem_file_path"):
             self._refuse_to_spoil_own_memory(body[name])
-        snapshots.write(
-            self._jail, body["snapshot_path"], body["mem_file_path"], self._saved(), self._machine["mem_size_mib"],
-            self._guest.memory(),
-        )  # fmt: skip
+        run = self._guest.memory()
+        memory = snapshots.pages(self._marks, run)
+        diff = body.get("snapshot_type") == "Diff"
+        if diff and self._written is None:
+            self.violation("a diff was asked for and nothing notes what is written: swapped pages would be left out")
+        state = self._saved() | {"run_bytes": len(run)}
+        since = (self._written or {}) if diff else None
+        snapshots.write(self._jail, body["snapshot_path"], body["mem_file_path"], state, memory, since=since)
+        self._written = memory if self._machine["track_dirty_pages"] else None
         if self._vsock is not None:
             self._vsock.reset()
         self._snapshotted = True
@@ -259,6 +272,8 @@ class Vmm(Configuration):
         if loaded.problems:
             raise Fault("the guest crashes: its memory is not what it was")
         state = loaded.state
+        self._marks = snapshots.marks_in(loaded.pages)
+        self._written = loaded.pages if body.get("track_dirty_pages") else None
         self._machine = state["machine"] | {"track_dirty_pages": bool(body.get("track_dirty_pages"))}
         self.buckets = dict(state["buckets"])
         for config in state["drives"]:

@@ -105,6 +105,11 @@ def test_the_network_api_is_off_until_an_address_is_given() -> None:
         resolved(environ={"MVM_LISTEN": "nowhere"})
 
 
+def test_snapshots_are_whole_unless_it_is_said() -> None:
+    assert resolved().firecracker_snapshots == "full"
+    assert resolved(environ={"MVM_FIRECRACKER_SNAPSHOTS": "diff"}).firecracker_snapshots == "diff"
+
+
 def test_a_run_directory_too_long_for_sockets_is_refused() -> None:
     with pytest.raises(InvalidInput, match="MVM_RUN_DIR") as caught:
         resolved(environ={"MVM_RUN_DIR": "/" + "x" * MAX_RUN_DIR_BYTES})
@@ -123,6 +128,7 @@ def test_a_run_directory_too_long_for_sockets_is_refused() -> None:
         ('agent = "host:4433"\n', "agent 'host:4433' is no address of an agent", "tls://HOST:PORT"),
         ("production = 1\n", "mvm.toml:1: production is 1", "true or false"),
         ('runtime = "vmware"\n', "runtime 'vmware' is unknown", "firecracker"),
+        ('firecracker_snapshots = "half"\n', "firecracker_snapshots 'half' is unknown", "full, diff"),
         ("runtime = \n", "not valid TOML", "its keys are"),
         ("metrics_port = true\n", "mvm.toml:1: metrics_port is True", "from 0 to 65535"),
         ("metrics_port = 65536\n", "metrics_port '65536' is no port", "0 takes any free one"),

@@ -139,3 +139,24 @@ def test_memory_in_more_pieces_than_can_be_unpacked_is_left_as_it_is(
     packed.unlink()
     assert not compression.compress(source, packed)
     assert [path.name for path in tmp_path.iterdir()] == ["ram"]
+
+
+PIECES = st.sets(st.integers(0, 15), max_size=10)
+"""Which of sixteen stretches of a file are data."""
+
+
+@given(PIECES, PIECES)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_file_covers_another_when_it_has_data_wherever_that_has(
+    tmp_path: Path, own: set[int], others: set[int]
+) -> None:
+    step = 64 * 1024
+    opened = []
+    for name, pieces in (("own", own), ("other", others)):
+        path = make(tmp_path / name, size=16 * step, data={piece * step: b"x" * step for piece in pieces})
+        opened.append(os.open(path, os.O_RDONLY))
+    try:
+        assert sparse.covers(*opened) == (others <= own)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)

@@ -178,7 +178,10 @@ class VmState(Body):
 
 
 class SnapshotCreate(Body):
-    snapshot_type: Literal["Full"]
+    """A `Diff` holds what was written since the load, or the last snapshot. It goes into the memory file that is there
+    already, if that has the memory's size."""
+
+    snapshot_type: Literal["Full", "Diff"]
     snapshot_path: str
     mem_file_path: str
 

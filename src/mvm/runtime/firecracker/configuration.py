@@ -113,12 +113,13 @@ def kernel_line(hardware: Hardware) -> str:
     return " ".join([KERNEL_PARAMETERS, *([hardware.parameters] if hardware.parameters else [])])
 
 
-def load(*, tap: str) -> api.SnapshotLoad:
-    """Restore what is in the room, paused, on that TAP."""
+def load(*, tap: str, tracked: bool = False) -> api.SnapshotLoad:
+    """Restore what is in the room, paused, on that TAP; `tracked`: what the guest writes from then on is noted."""
     return api.SnapshotLoad(
         snapshot_path=files.DEVICES,
         mem_backend=api.MemoryBackend(backend_type="File", backend_path=files.MEMORY),
         network_overrides=(api.NetworkOverride(iface_id=INTERFACE, host_dev_name=tap),),
+        track_dirty_pages=tracked,
     )
 
 

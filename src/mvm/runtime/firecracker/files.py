@@ -35,7 +35,7 @@ def host_port_socket(port: int) -> str:
 
 
 class Files(MachineFiles):
-    """Paths of one instance. No name of `ram` is left once a guest has gone on from it."""
+    """Paths of one instance. Nothing is called `ram` any more once a guest has gone on from it (see `lineage`)."""
 
     @property
     def output(self) -> Path:

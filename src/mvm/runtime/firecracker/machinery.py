@@ -14,7 +14,7 @@ from mvm.model.errors import Refused, Unavailable
 from mvm.model.ids import InstanceId
 from mvm.runtime import bounded_log
 from mvm.runtime.base import Machine
-from mvm.runtime.firecracker import files, jail, launching
+from mvm.runtime.firecracker import files, jail, launching, lineage
 from mvm.runtime.firecracker.binaries import Binaries
 from mvm.runtime.firecracker.channel import Channel
 from mvm.runtime.firecracker.files import Files
@@ -105,8 +105,9 @@ class Machinery:
             yield client, Room(directory, uid=self.owner(machine), jailed=self._jailed)
 
     async def end(self, machine: Machine, places: Files) -> None:
-        """No process of the machine is left, nor its jail, its TAP and its control groups."""
+        """No process of the machine is left, nor its jail, its TAP and its control groups, nor what it went on from."""
         await launching.end_all(places, self.groups, who=str(machine.ref))
+        await asyncio.to_thread(lineage.forget, places)
         await asyncio.to_thread(self._taps.remove, tap_name(machine))
         channel = self._channels.get(machine.ref.instance_id)
         if channel is not None:

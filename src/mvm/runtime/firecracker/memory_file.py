@@ -34,24 +34,28 @@ def describe(path: Path) -> str:
     content = digest(path)
     while time.time_ns() - path.stat().st_ctime_ns < SETTLED_NS:
         time.sleep(SETTLED_NS / 4e9)
-    return f"{_traces(path.stat())} {content}"
+    return f"{traces(path.stat())} {content}"
 
 
 def holds(path: Path, told: str) -> bool:
     """Whether a file is still what `describe` told of it. Raises `OSError` when it cannot be read."""
-    traces, _, content = told.partition(" ")
-    return _same(path.stat(), traces) or digest(path) == content
+    known, _, content = told.partition(" ")
+    return untouched(path.stat(), known) or digest(path) == content
 
 
-def _traces(found: os.stat_result) -> str:
+def traces(found: os.stat_result) -> str:
+    """What tells of a file that it was touched."""
     return f"{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
 
 
-def _same(found: os.stat_result, traces: str) -> bool:
-    """A file of several names is touched whenever it gets or loses one; it is a base's, which nobody may write."""
+def untouched(found: os.stat_result, known: str) -> bool:
+    """Whether a file has the traces that are known of it.
+
+    One of several names is touched whenever it gets or loses one: it is a base's, which nobody may write, or in a room.
+    """
     if found.st_nlink > 1:
-        return _traces(found).rpartition(":")[0] == traces.rpartition(":")[0]
-    return _traces(found) == traces
+        return traces(found).rpartition(":")[0] == known.rpartition(":")[0]
+    return traces(found) == known
 
 
 def digest(path: Path) -> str:

@@ -113,6 +113,13 @@ class Room:
             # Lazily: in the jail, which has it from here, it is open and stays so.
             unmount(self._mounted.pop(), lazily=True)
 
+    def give(self, source: Path, name: str) -> None:
+        """Move a file into the room, for its user to write. It belongs to them before it is there: what has a name in
+        the room may be exchanged by them at any time."""
+        if self._uid is not None:
+            os.chown(source, self._uid, self._uid)
+        os.replace(source, self.directory / name)
+
     def take(self, name: str, target: Path, *, mode: int) -> None:
         """Take a file that Firecracker has written out of the room, in place of what `target` is."""
         source = self.directory / name

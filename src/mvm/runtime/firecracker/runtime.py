@@ -35,7 +35,7 @@ from mvm.runtime.base import (
     Probe,
     Snapshot,
 )
-from mvm.runtime.firecracker import api, binaries, configuration, files, launching, makeup, snapshots
+from mvm.runtime.firecracker import api, binaries, configuration, files, launching, lineage, makeup, snapshots
 from mvm.runtime.firecracker.api import MachineState
 from mvm.runtime.firecracker.binaries import Binaries
 from mvm.runtime.firecracker.configuration import Hardware, Step
@@ -79,15 +79,18 @@ class FirecrackerRuntime(VirtualMachines[Files]):
         no_networks: str | None = None,
         jailed: bool | None = None,
         production: bool = False,
+        diffs: bool = False,
         why_no_kvm: WhyNoKvm = kvm.why_not,
     ) -> None:
         """`programs_dir` is where `mvm setup firecracker` installs. `taps` makes the machines' network devices;
         `no_networks` says why that cannot be done here. Machines are jailed where the agent is root, unless `jailed`
-        says otherwise; with `production` they must be. `why_no_kvm` tries KVM."""
+        says otherwise; with `production` they must be. With `diffs` a sleep writes only what has changed since the last
+        wake, where that is known. `why_no_kvm` tries KVM."""
         self._programs_dir = programs_dir
         self._no_networks = no_networks
         self._jailed = os.geteuid() == 0 if jailed is None else jailed
         self._production = production
+        self._diffs = diffs
         self._why_no_kvm = why_no_kvm
         self._binaries: Binaries | None = None
         self._machinery = Machinery(taps=taps or NoTaps(), jailed=self._jailed)
@@ -210,14 +213,15 @@ class FirecrackerRuntime(VirtualMachines[Files]):
             elif isinstance(error, (MvmError, OSError)):
                 raise SnapshotRejected(f"Firecracker does not take the snapshot: {error}") from error
             raise
-        await asyncio.to_thread(snapshots.remove_used, places)
+        await asyncio.to_thread(_used, places, identity if self._diffs else None)
         return spawning.recorded(identity)
 
     async def _load(self, machine: Machine, client: Client, limits: Sequence[Step]) -> None:
         """Load what is in the room, and only when that has been taken and its limits set, let it run."""
-        await client.tell(api.LOAD_SNAPSHOT, configuration.load(tap=tap_name(machine)), seconds=LOAD_SECONDS)
-        for call, body in limits:
-            await client.tell(call, body)
+        body = configuration.load(tap=tap_name(machine), tracked=self._diffs)
+        await client.tell(api.LOAD_SNAPSHOT, body, seconds=LOAD_SECONDS)
+        for call, limit in limits:
+            await client.tell(call, limit)
         await client.tell(api.PATCH_VM, api.VmState(state="Resumed"))
 
     # Warm, asleep, copied
@@ -246,6 +250,7 @@ class FirecrackerRuntime(VirtualMachines[Files]):
         """
         _, able = await client.negotiate()
         if not able.bare_resume and machine.ref.instance_id not in self._reset:
+            lineage.forget(Files.of(machine))
             try:
                 await snapshots.write(client, room)
             except MvmError as error:
@@ -263,9 +268,11 @@ class FirecrackerRuntime(VirtualMachines[Files]):
             async with self._machinery.api(machine) as (client, room):
                 await self._pause(machine, client)
                 await asyncio.to_thread(saved.discard, places)
-                await snapshots.write(client, room)
-                self._reset.add(machine.ref.instance_id)
-                return await asyncio.to_thread(_finish, room, places, made_by)
+                with lineage.taken(places, spawning.identity_of(process) if self._diffs else None) as before:
+                    copy = None if before is None else await asyncio.to_thread(lineage.copy, places, before)
+                    await snapshots.write(client, room, upon=copy)
+                    self._reset.add(machine.ref.instance_id)
+                    return await asyncio.to_thread(_finish, room, places, made_by, before)
         except OSError as error:
             raise MvmError(
                 f"the snapshot of {machine.ref} cannot be written: {error.strerror or error}",
@@ -286,6 +293,7 @@ class FirecrackerRuntime(VirtualMachines[Files]):
         try:
             async with self._machinery.api(machine) as (client, room):
                 await self._pause(machine, client)
+                lineage.forget(places)
                 await snapshots.write(client, room)
                 self._reset.add(machine.ref.instance_id)
                 await asyncio.to_thread(snapshots.keep, room, places, directory, made_by)
@@ -391,13 +399,21 @@ def _remember(places: Files, wanted: dict[str, str], machine: Machine) -> None:
 def _prepare_boot(machine: Machine, places: Files) -> None:
     """A data drive of the size asked for, and no memory of earlier times."""
     saved.discard(places)
+    lineage.forget(places)
     places.make_memory()
     parts.prepare_data(places.data, mib=machine.data_mib)
 
 
-def _finish(room: Room, places: Files, made_by: dict[str, str]) -> Snapshot:
+def _used(places: Files, process: Identity | None) -> None:
+    """The guest runs. What it went on from is kept for its next sleep where `process` tells whose it is."""
+    if process is not None:
+        lineage.keep(places, process)
+    snapshots.remove_used(places)
+
+
+def _finish(room: Room, places: Files, made_by: dict[str, str], before: int | None) -> Snapshot:
     try:
-        snapshots.take(room, ram=places.ram, devices=places.memory / saved.DEVICES)
+        snapshots.take(room, ram=places.ram, devices=places.memory / saved.DEVICES, upon=before)
         snapshots.require_whole(places.ram, mem_mib=int(made_by["mem_mib"]))
         return SNAPSHOTS.finish(places, made_by)
     except BaseException:

@@ -1,7 +1,7 @@
-"""A sleeper of this runtime: Firecracker writes all of its memory and the state of its devices, into fresh files.
+"""A sleeper of this runtime: Firecracker writes its memory and the state of its devices, into fresh files.
 
-The memory that a running guest went on from is never touched: it has no name any more. What was written is taken out of
-the room when it is complete.
+It writes all of the memory, or, where that is wanted and possible, what has changed into a copy of what its guest went
+on from, which itself is never touched. What was written is taken out of the room when it is complete.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mvm.model.errors import MvmError
 from mvm.runtime import bases, saved, sparse
-from mvm.runtime.firecracker import api, files, memory_file
+from mvm.runtime.firecracker import api, files, lineage, memory_file
 from mvm.runtime.firecracker.files import Files
 from mvm.runtime.firecracker.room import Room
 from mvm.runtime.saved import Snapshots
@@ -41,10 +41,19 @@ SHARED_MODE = 0o444
 """Of a base's memory, which every copy maps and none may write. Its directory is closed to everybody else."""
 
 
-async def write(client: Client, room: Room) -> None:
-    """Have a paused machine written down in its room. On failure nothing is left of it."""
+async def write(client: Client, room: Room, *, upon: Path | None = None) -> None:
+    """Have a paused machine written down in its room. On failure nothing is left of it.
+
+    Only what has changed is written with `upon`, a copy of what the guest went on from, which it is moved into.
+    """
     room.clear(files.FRESH_DEVICES, files.FRESH_MEMORY)
-    body = api.SnapshotCreate(snapshot_type="Full", snapshot_path=files.FRESH_DEVICES, mem_file_path=files.FRESH_MEMORY)
+    if upon is not None:
+        room.give(upon, files.FRESH_MEMORY)
+    body = api.SnapshotCreate(
+        snapshot_type="Full" if upon is None else "Diff",
+        snapshot_path=files.FRESH_DEVICES,
+        mem_file_path=files.FRESH_MEMORY,
+    )
     try:
         await client.tell(api.CREATE_SNAPSHOT, body, seconds=SNAPSHOT_SECONDS)
     except BaseException:
@@ -52,9 +61,14 @@ async def write(client: Client, room: Room) -> None:
         raise
 
 
-def take(room: Room, *, ram: Path, devices: Path, shared: bool = False) -> None:
-    """Take what was written out of the room, with holes where the memory is clear."""
+def take(room: Room, *, ram: Path, devices: Path, shared: bool = False, upon: int | None = None) -> None:
+    """Take what was written out of the room, with holes where the memory is clear.
+
+    `upon` is the open memory that it was written upon. Raises `MvmError` when that is not in it.
+    """
     room.take(files.FRESH_MEMORY, ram, mode=PRIVATE_MODE)
+    if upon is not None:
+        lineage.require_merged(ram, upon)
     memory_file.make_holes(ram)
     if shared:
         ram.chmod(SHARED_MODE)
@@ -69,7 +83,7 @@ def require_whole(ram: Path, *, mem_mib: int) -> None:
 
 
 def remove_used(places: Files) -> None:
-    """The guest runs: no name is left of what it went on from, so that nobody can change it. Idempotent."""
+    """The guest runs: nothing that could be restored once more is left of what it went on from. Idempotent."""
     saved.remove_used(places)
     places.ram.unlink(missing_ok=True)
 
