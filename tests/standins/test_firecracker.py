@@ -19,7 +19,7 @@ from tests.contract.network.world import namespaces_work
 from tests.standins.firecracker.install import Installed, install
 from tests.standins.firecracker.machine import Machine
 from tests.standins.firecracker.settings import Fault, inject, read_journal
-from tests.standins.firecracker.snapshots import Pages, read_pages
+from tests.standins.firecracker.snapshots import memory_in
 from tests.standins.firecracker.vsock import stale_socket
 from tests.standins.waiting import until
 
@@ -453,14 +453,6 @@ async def test_a_process_dies_after_it_did_what_it_was_told(machine: Machine) ->
     assert machine.path("v.sock").is_socket(), "a stale one is left behind"
 
 
-def content(path: Path) -> Pages:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return read_pages(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 async def restored(machine: Machine, **how: Any) -> Machine:
     """A machine that slept and runs again."""
     await machine.boot()
@@ -482,25 +474,25 @@ def diff(machine: Machine, file: str) -> dict[str, str]:
 async def test_a_diff_has_holes_where_nothing_was_written_to(machine: Machine) -> None:
     await restored(machine, track_dirty_pages=True)
     await machine.must("PUT", "/snapshot/create", diff(machine, "diff"))
-    before, changed = content(machine.path("mem")), content(machine.path("diff"))
+    before, changed = memory_in(machine.path("mem")), memory_in(machine.path("diff"))
     assert machine.path("diff").stat().st_size == machine.path("mem").stat().st_size
     assert 0 < len(changed) < len(before)
     await machine.must("PUT", "/snapshot/create", machine.snapshot | {"mem_file_path": str(machine.path("whole"))})
-    assert content(machine.path("whole")) == before | changed
+    assert memory_in(machine.path("whole")) == before | changed
     await machine.must("PUT", "/snapshot/create", diff(machine, "next"))
-    assert content(machine.path("next")) == {}, "nothing has run since"
+    assert memory_in(machine.path("next")) == {}, "nothing has run since"
     assert machine.violations == []
 
 
 @pytest.mark.parametrize("right_size", [True, False])
 async def test_a_diff_goes_into_a_memory_file_of_the_right_size_only(machine: Machine, right_size: bool) -> None:
     await restored(machine, track_dirty_pages=True)
-    before = content(machine.path("mem"))
+    before = memory_in(machine.path("mem"))
     shutil.copyfile(machine.path("mem"), machine.path("copy"))
     if not right_size:
         os.truncate(machine.path("copy"), 64 << 20)
     await machine.must("PUT", "/snapshot/create", diff(machine, "copy"))
-    assert (set(before) <= set(content(machine.path("copy")))) == right_size
+    assert (set(before) <= set(memory_in(machine.path("copy")))) == right_size
     await machine.again()
     body = {"backend_type": "File", "backend_path": str(machine.path("copy"))}
     answer = await machine.put(

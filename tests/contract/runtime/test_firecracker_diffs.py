@@ -9,18 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.contract.network.world import namespaces_work
 from tests.contract.runtime.bench import Subject
-from tests.contract.runtime.firecracker_bench import StandinBench, bridged_host
-from tests.standins.firecracker.images import make_bare_image
+from tests.contract.runtime.firecracker_bench import StandinBench
 from tests.standins.firecracker.settings import Fault, inject, read_journal
-from tests.standins.firecracker.snapshots import Pages, read_pages
+from tests.standins.firecracker.snapshots import Pages, memory_in
 
 from mvm.drives import images
 from mvm.model.errors import MvmError
@@ -34,6 +32,7 @@ from mvm.runtime.firecracker.runtime import FirecrackerRuntime
 
 REASON = namespaces_work()
 pytestmark = [
+    pytest.mark.usefixtures("bridged_network"),
     pytest.mark.timeout(300),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
     pytest.mark.skipif(bool(images.missing_programs()), reason="needs e2fsprogs"),
@@ -42,22 +41,9 @@ NAMES_ASLEEP = {"ram", "devices", "snapshot.json", "made_by.json"}
 CHECK = "check.memory"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _network() -> Iterator[None]:
-    with bridged_host():
-        yield
-
-
-@pytest.fixture(scope="module")
-def image() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="mvm-"))
-    yield make_bare_image(directory)
-    shutil.rmtree(directory)
-
-
 @pytest.fixture
-async def bench(short_directory: Path, image: Path) -> AsyncIterator[StandinBench]:
-    bench = StandinBench(short_directory, image, diffs=True)
+async def bench(short_directory: Path, bare_image: Path) -> AsyncIterator[StandinBench]:
+    bench = StandinBench(short_directory, bare_image, diffs=True)
     yield bench
     await bench.close()
 
@@ -94,21 +80,13 @@ def kinds(bench: StandinBench) -> list[str]:
     return [entry["body"]["snapshot_type"] for entry in asked]
 
 
-def pages(path: Path) -> Pages:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return read_pages(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 async def all_of_it(bench: StandinBench, subject: Subject) -> Pages:
     """The memory of a paused guest, written as a whole."""
     assert isinstance(bench.runtime, FirecrackerRuntime)
     async with bench.runtime._machinery.api(subject.machine) as (client, room):
         body = api.SnapshotCreate(snapshot_type="Full", snapshot_path="check.devices", mem_file_path=CHECK)
         await client.tell(api.CREATE_SNAPSHOT, body)
-        return pages(room.directory / CHECK)
+        return memory_in(room.directory / CHECK)
 
 
 def names(subject: Subject) -> set[str]:
@@ -120,7 +98,7 @@ async def test_memory_is_the_same_over_many_sleeps_that_write_what_has_changed(b
     before: Pages = {}
     for _ in range(4):
         snapshot = await save(bench, subject)
-        found = pages(Files.of(subject.machine).ram)
+        found = memory_in(Files.of(subject.machine).ram)
         assert found == await all_of_it(bench, subject)
         assert found != before
         assert set(before) <= set(found)
@@ -133,13 +111,13 @@ async def test_memory_is_the_same_over_many_sleeps_that_write_what_has_changed(b
 async def test_only_what_has_changed_is_written(bench: StandinBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not merged is all that Firecracker wrote: a file with holes where nothing was written to."""
     subject = await woken(bench)
-    before = pages(Files.of(subject.machine).memory / lineage.BEFORE)
+    before = memory_in(Files.of(subject.machine).memory / lineage.BEFORE)
     monkeypatch.setattr(lineage, "copy", _nothing)
     monkeypatch.setattr(lineage, "require_merged", lambda ram, before: None)
     monkeypatch.setattr(memory_file, "make_holes", lambda path: None)
     await save(bench, subject)
     ram = Files.of(subject.machine).ram
-    changed = pages(ram)
+    changed = memory_in(ram)
     assert 0 < len(changed) < len(before) / 2
     assert ram.stat().st_blocks * 512 <= len(changed) * 4096 * 2
     assert ram.stat().st_size == subject.machine.mem_mib << 20
@@ -267,7 +245,7 @@ async def test_an_agent_that_is_killed_while_it_merges_leaves_all_or_nothing(
     snapshot = await bench.runtime.saved_snapshot(subject.machine)
     if (point, after) == ("naming it", True):
         assert snapshot is not None
-        assert pages(Files.of(subject.machine).ram) == await all_of_it(bench, subject)
+        assert memory_in(Files.of(subject.machine).ram) == await all_of_it(bench, subject)
         await wake(bench, subject, snapshot)
         return
     assert snapshot is None
@@ -295,7 +273,7 @@ async def test_another_agent_goes_on_with_what_the_first_one_knew(bench: Standin
     bench.runtime = subject.runtime = bench.make_runtime()
     await save(bench, subject)
     assert kinds(bench)[-1] == "Diff"
-    assert pages(Files.of(subject.machine).ram) == await all_of_it(bench, subject)
+    assert memory_in(Files.of(subject.machine).ram) == await all_of_it(bench, subject)
 
 
 async def test_who_does_not_want_them_writes_all_and_keeps_nothing(bench: StandinBench) -> None:
@@ -351,13 +329,13 @@ async def test_a_copy_builds_upon_its_base_which_stays_as_it_is(bench: StandinBe
     directory.mkdir()
     await bench.runtime.pause(base.machine, base.running)
     await bench.runtime.keep_as_base(base.machine, base.running, directory)
-    whole = pages(directory / "ram")
+    whole = memory_in(directory / "ram")
     snapshot = await bench.runtime.clone(copy.machine, directory)
     copy.process = await bench.runtime.restore(copy.machine, snapshot)
     snapshot = await save(bench, copy)
     assert kinds(bench)[-1] == "Diff"
-    assert pages(Files.of(copy.machine).ram) != whole
-    assert pages(directory / "ram") == whole
+    assert memory_in(Files.of(copy.machine).ram) != whole
+    assert memory_in(directory / "ram") == whole
     await wake(bench, copy, snapshot)
 
 
@@ -372,4 +350,4 @@ async def test_a_compressed_sleeper_is_built_upon_as_any_other(bench: StandinBen
     subject.process = await bench.runtime.restore(subject.machine, snapshot)
     await save(bench, subject)
     assert kinds(bench)[-1] == "Diff"
-    assert pages(Files.of(subject.machine).ram) == await all_of_it(bench, subject)
+    assert memory_in(Files.of(subject.machine).ram) == await all_of_it(bench, subject)

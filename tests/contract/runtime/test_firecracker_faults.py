@@ -9,8 +9,7 @@ import asyncio
 import os
 import shutil
 import signal
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from typing import Any
 import pytest
 from tests.contract.network.world import namespaces_work
 from tests.contract.runtime.bench import LIMIT_SECONDS, Subject
-from tests.contract.runtime.firecracker_bench import StandinBench, bridged_host
-from tests.standins.firecracker.images import make_bare_image
+from tests.contract.runtime.firecracker_bench import StandinBench
 from tests.standins.firecracker.install import install
 from tests.standins.firecracker.settings import Fault, inject, read_journal
 
@@ -35,6 +33,7 @@ from mvm.runtime.firecracker.taps import tap_name
 
 REASON = namespaces_work()
 pytestmark = [
+    pytest.mark.usefixtures("bridged_network"),
     pytest.mark.timeout(300),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
     pytest.mark.skipif(bool(images.missing_programs()), reason="needs e2fsprogs"),
@@ -43,22 +42,9 @@ pytestmark = [
 INJECTED = "an injected fault"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _network() -> Iterator[None]:
-    with bridged_host():
-        yield
-
-
-@pytest.fixture(scope="module")
-def image() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="mvm-"))
-    yield make_bare_image(directory)
-    shutil.rmtree(directory)
-
-
 @pytest.fixture
-async def bench(short_directory: Path, image: Path) -> AsyncIterator[StandinBench]:
-    bench = StandinBench(short_directory, image)
+async def bench(short_directory: Path, bare_image: Path) -> AsyncIterator[StandinBench]:
+    bench = StandinBench(short_directory, bare_image)
     yield bench
     await bench.close()
 

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -22,8 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.contract.network.world import namespaces_work
 from tests.contract.runtime.bench import LIMIT_SECONDS, Subject
-from tests.contract.runtime.firecracker_bench import StandinBench, bridged_host
-from tests.standins.firecracker.images import make_bare_image
+from tests.contract.runtime.firecracker_bench import StandinBench
 from tests.standins.firecracker.settings import Fault, inject, read_journal
 
 from mvm.drives import images
@@ -33,6 +31,7 @@ from mvm.runtime.firecracker.files import Files
 
 REASON = namespaces_work()
 pytestmark = [
+    pytest.mark.usefixtures("bridged_network"),
     pytest.mark.timeout(1800),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
     pytest.mark.skipif(bool(images.missing_programs()), reason="needs e2fsprogs"),
@@ -246,23 +245,10 @@ AGAIN = [(0, Step.START), *[(0, Step.SLEEP), (0, Step.WAKE)] * 3, (0, Step.BASE)
 PACKED = [(0, Step.START), (0, Step.ABANDON), (0, Step.SLEEP), (0, Step.COMPRESS), (0, Step.AGENT), (0, Step.WAKE)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _network() -> Iterator[None]:
-    with bridged_host():
-        yield
-
-
-@pytest.fixture(scope="module")
-def image() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="mvm-"))
-    yield make_bare_image(directory)
-    shutil.rmtree(directory)
-
-
-async def play(image: Path, steps: list[tuple[int, Step]], version: str, *, diffs: bool = False) -> Play:
+async def play(bare_image: Path, steps: list[tuple[int, Step]], version: str, *, diffs: bool = False) -> Play:
     directory = Path(tempfile.mkdtemp(prefix="mvm-"))
     try:
-        played = Play(StandinBench(directory, image, version=version, diffs=diffs))
+        played = Play(StandinBench(directory, bare_image, version=version, diffs=diffs))
         try:
             for who, step in steps:
                 await played.do(who, step)
@@ -282,25 +268,25 @@ async def play(image: Path, steps: list[tuple[int, Step]], version: str, *, diff
 @given(steps=STEPS, version=st.sampled_from(VERSIONS), diffs=st.booleans())
 @settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 async def test_no_life_asks_for_what_firecracker_refuses(
-    image: Path, steps: list[tuple[int, Step]], version: str, diffs: bool
+    bare_image: Path, steps: list[tuple[int, Step]], version: str, diffs: bool
 ) -> None:
-    await play(image, steps, version, diffs=diffs)
+    await play(bare_image, steps, version, diffs=diffs)
 
 
 @pytest.mark.slow
 @given(steps=STEPS, version=st.sampled_from(VERSIONS), diffs=st.booleans())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-async def test_no_life_of_many_does(image: Path, steps: list[tuple[int, Step]], version: str, diffs: bool) -> None:
-    await play(image, steps, version, diffs=diffs)
+async def test_no_life_of_many_does(bare_image: Path, steps: list[tuple[int, Step]], version: str, diffs: bool) -> None:
+    await play(bare_image, steps, version, diffs=diffs)
 
 
-async def test_a_life_in_which_memory_is_damaged_has_a_wake_that_is_refused(image: Path) -> None:
+async def test_a_life_in_which_memory_is_damaged_has_a_wake_that_is_refused(bare_image: Path) -> None:
     """The play itself notices what it is there to notice."""
-    assert (await play(image, DAMAGED, "1.16.1")).refused_wakes == 1
+    assert (await play(bare_image, DAMAGED, "1.16.1")).refused_wakes == 1
 
 
-async def test_a_request_that_is_refused_fails_a_play(short_directory: Path, image: Path) -> None:
-    bench = StandinBench(short_directory, image)
+async def test_a_request_that_is_refused_fails_a_play(short_directory: Path, bare_image: Path) -> None:
+    bench = StandinBench(short_directory, bare_image)
     subject = await bench.new()
     inject(bench.control, Fault(what="error", method="PUT", path="/entropy"))
     with pytest.raises(MvmError):

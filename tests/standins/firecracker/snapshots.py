@@ -167,6 +167,15 @@ def read_pages(descriptor: int) -> Pages:
     return found
 
 
+def memory_in(path: Path) -> Pages:
+    """What is in a memory file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return read_pages(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _digest(memory: Pages) -> str:
     hashed = hashlib.sha256()
     for at in sorted(memory):

@@ -216,6 +216,24 @@ COMMANDS: list[tuple[str, str, dict[str, Any], str]] = [
         "update pool",
     ),
     (
+        "pool create alice/workers --role capability-openclaw --network-mib-per-second 8",
+        "PoolCreate",
+        {
+            "pool": {
+                **POOL,
+                "role": "capability-openclaw",
+                "profile": "minimal",
+                "flake": "",
+                "vcpus": 2,
+                "mem_mib": 1024,
+                "data_disk_mib": 0,
+                "desired": {},
+                "network_mib_per_second": 8,
+            }
+        },
+        "pool alice/workers created",
+    ),
+    (
         "pool update alice/workers --disk-mib-per-second 80 --disk-ops-per-second 0 --network-mib-per-second 8",
         "PoolUpdate",
         {

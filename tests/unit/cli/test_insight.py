@@ -39,6 +39,15 @@ def test_a_pool_is_explained_with_its_instances(agent: ScriptedAgent, mvm: Type)
     assert "critical" not in typed.out
 
 
+def test_limits_of_a_pool_are_shown_where_it_has_any(agent: ScriptedAgent, mvm: Type) -> None:
+    assert "in a second" not in mvm("pool", "info", "alice/workers").out
+    limits = {"disk_mib_per_second": 80, "network_mib_per_second": 8, "disk_ops_per_second": 0}
+    agent.answers["Explain"] = {"pool": samples.explained_pool() | limits}
+    agent.answers["PoolInfo"] = {"pool": samples.pool() | limits, "instances": []}
+    for words in (("explain", "alice/workers"), ("pool", "info", "alice/workers")):
+        assert "80 MiB by each drive, 8 MiB of network each way in a second" in mvm(*words).out
+
+
 def test_what_is_not_there_cannot_be_explained(agent: ScriptedAgent, mvm: Type) -> None:
     agent.refuse("Explain", 404, "tenant 'nope' does not exist", "`mvm tenant list` shows the tenants")
     assert mvm("explain", "nope").status == 3
