@@ -1,15 +1,16 @@
 """What every builder of images does, and what an image says of itself.
 
-An image revision is a directory of four files: `vmlinux`, `initrd`, `rootfs.erofs` and `manifest.json`. A builder first
-resolves a request into its inputs, everything that decides what comes out, down to package versions and digests of
-programs; the digest of the inputs names the revision. The same inputs are never built twice.
+An image revision is a directory of four files: `vmlinux`, `initrd`, `rootfs.erofs` (or `rootfs.ext4`) and
+`manifest.json`. A builder first resolves a request into its inputs, everything that decides what comes out, down to
+package versions and digests of programs; the digest of the inputs names the revision. The same inputs are never built
+twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,9 @@ INITRD = "initrd"
 ROOTFS = "rootfs.erofs"
 MANIFEST = "manifest.json"
 FILES = (KERNEL, INITRD, ROOTFS)
+"""What mvm's own builders write beside the manifest."""
+ROOTS = {ROOTFS: "erofs", "rootfs.ext4": "ext4"}
+"""Names that a root may have, and the kind of file system that each is; a revision has one of them."""
 DIGEST_LENGTH = 32
 
 OnProgress = Callable[[Progress], None]
@@ -159,6 +163,16 @@ class Manifest(Frozen):
     source: Source | None = None
     """Where it was built from, when that is a flake."""
 
+    @property
+    def root(self) -> str:
+        """Name of the file with the root."""
+        return next((name for name in ROOTS if name in self.files), ROOTFS)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the files that make the revision with this manifest."""
+        return (KERNEL, INITRD, self.root)
+
     @classmethod
     def read(cls, directory: Path) -> Manifest:
         """The manifest of a revision; `OSError` or `ValueError` when it has none that can be read."""
@@ -173,9 +187,9 @@ class Manifest(Frozen):
         (directory / MANIFEST).write_text(f"{text}\n")
 
 
-def describe_files(directory: Path) -> dict[str, ImageFile]:
+def describe_files(directory: Path, names: Iterable[str] = FILES) -> dict[str, ImageFile]:
     """The files of a revision as they are."""
-    return {name: ImageFile(sha256=sha256(directory / name), size=(directory / name).stat().st_size) for name in FILES}
+    return {name: ImageFile(sha256=sha256(directory / name), size=(directory / name).stat().st_size) for name in names}
 
 
 def sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvm.image import trees
-from mvm.image.base import DIGEST_LENGTH, FILES, MANIFEST, Builder, Inputs, Manifest, OnProgress
+from mvm.image.base import DIGEST_LENGTH, MANIFEST, ROOTS, Builder, Inputs, Manifest, OnProgress
 from mvm.image.locks import only_one
 from mvm.model.errors import MvmError, NotFound
 from mvm.openclaw.install import Progress
@@ -85,23 +85,25 @@ class Revisions:
                 shutil.rmtree(left_over)
             staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{digest}-", dir=self.directory))
             try:
-                builder.build(inputs, staging, on_progress)
-                self._publish(staging, digest)
+                manifest = builder.build(inputs, staging, on_progress)
+                self._publish(staging, digest, (*manifest.names, MANIFEST))
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
         return self.directory / digest
 
-    def _publish(self, staging: Path, digest: str) -> None:
+    def _publish(self, staging: Path, digest: str, names: Collection[str]) -> None:
         staging.chmod(0o755)
-        for name in (*FILES, MANIFEST):
+        for name in names:
             _sync(staging / name)
         _sync(staging)
         final = self.directory / digest
         if final.exists():
             # Files are replaced one by one, each whole: who has one open keeps what it has.
-            for name in (*FILES, MANIFEST):
+            for name in names:
                 (staging / name).replace(final / name)
+            for name in ROOTS.keys() - names:
+                (final / name).unlink(missing_ok=True)
             staging.rmdir()
         else:
             staging.rename(final)

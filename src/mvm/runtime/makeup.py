@@ -12,8 +12,7 @@ from typing import Protocol
 
 from mvm.drives import images
 from mvm.drives.table import CONFIG, DATA, ROOTFS, SECRETS, Drive, drives_of
-from mvm.image.base import FILES, Manifest
-from mvm.image.base import ROOTFS as ROOT_IMAGE
+from mvm.image.base import Manifest
 from mvm.model.errors import MvmError, Unavailable
 from mvm.runtime.base import GuestLayout, Machine
 
@@ -33,16 +32,21 @@ def image_of(machine: Machine) -> Path:
 
 def require_files(image: Path) -> None:
     """Raise `Unavailable` unless the revision is whole."""
-    for name in FILES:
+    for name in _manifest(image).names:
         if not (image / name).is_file():
             raise Unavailable(f"the image '{image}' has no {name}", hint="build it again: `mvm pool build`")
 
 
-@functools.lru_cache(maxsize=64)
 def kernel_arguments(image: Path) -> str:
-    """What the image wants on its kernel's command line; a revision never changes."""
+    """What the image wants on its kernel's command line."""
+    return " ".join(_manifest(image).kernel_arguments)
+
+
+@functools.lru_cache(maxsize=64)
+def _manifest(image: Path) -> Manifest:
+    """What a revision says of itself; it never changes."""
     try:
-        return " ".join(Manifest.read(image).kernel_arguments)
+        return Manifest.read(image)
     except (OSError, ValueError) as error:
         raise Unavailable(
             f"the image '{image}' has no manifest: {error}", hint="build it again: `mvm pool build`"
@@ -88,8 +92,9 @@ class DriveFiles(Protocol):
 
 def drive_images(machine: Machine, files: DriveFiles) -> dict[Drive, Path]:
     """The image of each drive, in the order in which they are attached."""
+    image = image_of(machine)
     paths = {
-        ROOTFS: image_of(machine) / ROOT_IMAGE,
+        ROOTFS: image / _manifest(image).root,
         DATA: files.data,
         SECRETS: files.secrets_image,
         CONFIG: files.config_image,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.standins.nix.world import DESCRIBED, write_image
+from tests.unit.image.ext4 import superblock
 
 from mvm.image.base import INITRD, KERNEL, MANIFEST, ROOTFS, BuildRequest, Inputs, Manifest, Source, sha256
 from mvm.image.nix import artifacts
@@ -16,6 +18,7 @@ from mvm.openclaw.install import Progress
 
 SOURCE = Source(flake="f", url="f?narHash=x", lock_hash="0", attribute="packages.x.y", derivation="d.drv")
 MACHINE = os.uname().machine
+EXT4 = "rootfs.ext4"
 
 
 @pytest.fixture
@@ -84,12 +87,36 @@ def test_every_file_must_be_there(name: str, store: Path) -> None:
         take(output)
 
 
-def test_a_root_of_ext4_is_refused_for_what_it_is(store: Path) -> None:
-    output = write_image(store / "image")
-    (output / ROOTFS).rename(output / "rootfs.ext4")
-    with pytest.raises(InvalidInput, match=r"rootfs\.ext4, which mvm's machines do not boot") as refused:
+def with_ext4(output: Path, content: bytes) -> Path:
+    (output / ROOTFS).unlink()
+    (output / EXT4).write_bytes(content)
+    return output
+
+
+def test_a_root_of_ext4_keeps_its_name_and_the_kernel_is_told(store: Path) -> None:
+    arguments = ["init=/x", "rootfstype=erofs"]
+    manifest = take(with_ext4(write_image(store / "image", described(kernel_arguments=arguments)), superblock()))
+    assert manifest.root == EXT4
+    assert manifest.files.keys() == {KERNEL, INITRD, EXT4}
+    assert manifest.kernel_arguments == ("init=/x", "rootfstype=ext4")
+    assert (store.parent / "target" / EXT4).read_bytes() == superblock()
+
+
+def test_a_root_of_ext4_must_be_one_that_was_unmounted(store: Path) -> None:
+    output = with_ext4(write_image(store / "image"), superblock(unsettled=True))
+    with pytest.raises(InvalidInput, match=r"rootfs\.ext4 of what was built was not unmounted"):
         take(output)
-    assert ROOTFS in (refused.value.hint or "")
+    shutil.rmtree(store.parent / "target")
+    with_ext4(write_image(store / "other"), bytes(4096))
+    with pytest.raises(InvalidInput, match=r"rootfs\.ext4 of what was built is not an ext4 file system"):
+        take(store / "other")
+
+
+def test_an_image_has_one_root(store: Path) -> None:
+    output = write_image(store / "image")
+    (output / EXT4).write_bytes(superblock())
+    with pytest.raises(InvalidInput, match=r"has both rootfs\.erofs and rootfs\.ext4"):
+        take(output)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,10 @@ def test_the_package_of_role_and_profile_becomes_a_revision(
     assert not any(path.is_symlink() for path in directory.iterdir())
     manifest = Revisions(tmp_path / "images").manifest(inputs.digest)
     assert (manifest.builder, manifest.role, manifest.profile) == ("nix", "worker", "minimal")
-    assert (manifest.kernel_arguments, manifest.openclaw) == (("init=/nix/store/x/init",), "2026.9.6")
+    assert (manifest.kernel_arguments, manifest.openclaw) == (
+        ("init=/nix/store/x/init", "rootfstype=erofs"),
+        "2026.9.6",
+    )
     assert manifest.source is not None
     assert manifest.source.flake == FLAKE
     assert manifest.source.url == f"{FLAKE}?narHash=sha256-1"

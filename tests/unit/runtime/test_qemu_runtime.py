@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.unit.image.samples import inputs, manifest_of
 from tests.unit.runtime.qemu_machines import machine
 
 from mvm.drives.table import drives_of
@@ -28,6 +29,7 @@ async def test_what_a_machine_is_made_of_is_on_record_before_there_is_a_machine(
     image.mkdir()
     for name in ("vmlinux", "initrd", "rootfs.erofs"):
         (image / name).write_bytes(bytes(512))
+    manifest_of(inputs(), image).write(image)
     subject = replace(machine(short_directory), image=image, data_mib=1)
     files = Files.of(subject)
     files.data.write_bytes(bytes(1 << 20))

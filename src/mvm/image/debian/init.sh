@@ -35,7 +35,15 @@ while [ -z "$root" ]; do
     [ -n "$root" ] || sleep 0.01
 done
 
-mount -t erofs -o ro "$root" /lower || fail "the root drive $root cannot be mounted"
+kind=erofs
+read -r words </proc/cmdline
+for word in $words; do
+    case "$word" in
+    rootfstype=*) kind=${word#*=} ;;
+    esac
+done
+
+mount -t "$kind" -o ro "$root" /lower || fail "the root drive $root cannot be mounted"
 mount -t tmpfs -o mode=0755 layer /layer && mkdir /layer/upper /layer/work || fail "no memory for the root's layer"
 mount -t overlay -o lowerdir=/lower,upperdir=/layer/upper,workdir=/layer/work root /root || fail "no overlay"
 for each in proc sys dev; do

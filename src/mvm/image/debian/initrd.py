@@ -13,6 +13,7 @@ MODULES = (
     "virtio_mmio",
     "virtio_blk",
     "erofs",
+    "ext4",
     "overlay",
     "virtio_console",
     "virtio_net",

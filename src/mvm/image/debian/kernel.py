@@ -27,7 +27,7 @@ NEEDED = {
     "DEVTMPFS": "/dev",
     "EROFS_FS": "the root, configuration and secrets",
     "OVERLAY_FS": "the root",
-    "EXT4_FS": "the data drive",
+    "EXT4_FS": "the data drive, and roots that flakes make so",
     "ZRAM": "swap in memory",
 }
 """Options of a kernel's configuration that guests need, built in or as modules, and what for. How devices are found

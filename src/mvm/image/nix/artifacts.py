@@ -7,16 +7,18 @@ link elsewhere would carry a file of this host into a guest.
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mvm.image.base import (
-    FILES,
+    INITRD,
     KERNEL,
     MANIFEST,
     ROOTFS,
+    ROOTS,
     ImageFile,
     Inputs,
     Manifest,
@@ -35,9 +37,15 @@ LONGEST_MANIFEST = 2**22
 _MIB = 2**20
 _CHUNK = 16 * _MIB
 _HINT = "tell who keeps the flake: docs/images.md has what an image consists of"
-_OTHER_ROOT = "rootfs.ext4"
-_MAGIC = {KERNEL: (0, b"\x7fELF"), ROOTFS: (1024, b"\xe2\xe1\xf5\xe0")}
-"""What a file is known by, and where in it: ELF, and erofs."""
+_MAGIC = {
+    KERNEL: (0, b"\x7fELF", "an ELF file, as a machine starts it"),
+    "erofs": (1024, b"\xe2\xe1\xf5\xe0", "an erofs file system"),
+    "ext4": (1024 + 0x38, b"\x53\xef", "an ext4 file system"),
+}
+"""What a file is known by: where in it is what, and what is then said of one without it."""
+_EXT4_INCOMPATIBLE, _EXT4_NEEDS_RECOVERY = 1024 + 0x60, 0x4
+_ROOT_KIND = "rootfstype="
+"""Kernel argument by which the initial RAM disk knows how to mount the root."""
 _KERNELS_OF_ANY_FORM = ("aarch64",)
 """Machines whose kernels are no ELF files."""
 
@@ -65,7 +73,9 @@ def take(output: Path, target: Path, inputs: Inputs, source: Source, machine: st
     """Copy an image from Nix's store into `target` and write its whole manifest there."""
     request = inputs.request
     store = output.resolve(strict=True).parent
-    files = {name: _file(output, name, store) for name in (*FILES, MANIFEST)}
+    root = _root_of(output)
+    names = (KERNEL, INITRD, root)
+    files = {name: _file(output, name, store) for name in (*names, MANIFEST)}
     described = _described(files[MANIFEST])
     for what, said, wanted in (
         ("format", described.format, FORMAT),
@@ -75,12 +85,12 @@ def take(output: Path, target: Path, inputs: Inputs, source: Source, machine: st
     ):
         if said != wanted:
             raise InvalidInput(f"the image that was built is of {what} '{said}' instead of '{wanted}'", hint=_HINT)
-    for name in FILES:
+    for name in names:
         if name != KERNEL or machine not in _KERNELS_OF_ANY_FORM:
             _check_form(files[name], name)
-    _copy({name: files[name] for name in FILES}, target, on_progress)
+    _copy({name: files[name] for name in names}, target, on_progress)
     on_progress(Progress(text="checking what was built"))
-    there = describe_files(target)
+    there = describe_files(target, names)
     for name, claimed in described.files.items():
         if name in there and there[name] != claimed:
             raise InvalidInput(f"{name} is not the file that the image's manifest describes", hint=_HINT)
@@ -91,7 +101,10 @@ def take(output: Path, target: Path, inputs: Inputs, source: Source, machine: st
         profile=request.profile,
         architecture=machine,
         kernel_release=described.kernel_release,
-        kernel_arguments=described.kernel_arguments,
+        kernel_arguments=(
+            *(argument for argument in described.kernel_arguments if not argument.startswith(_ROOT_KIND)),
+            f"{_ROOT_KIND}{ROOTS[root]}",
+        ),
         modules=described.modules,
         node=described.node,
         openclaw=described.openclaw,
@@ -104,6 +117,14 @@ def take(output: Path, target: Path, inputs: Inputs, source: Source, machine: st
     return manifest
 
 
+def _root_of(output: Path) -> str:
+    """The name of the root that was built: which of them there is."""
+    there = [name for name in ROOTS if os.path.lexists(output / name)]
+    if len(there) > 1:
+        raise InvalidInput(f"what was built has both {' and '.join(there)}", hint="let the flake make one root")
+    return there[0] if there else ROOTFS
+
+
 def _file(output: Path, name: str, store: Path) -> Path:
     """A file of the output, which is in the store itself."""
     path = output / name
@@ -111,11 +132,6 @@ def _file(output: Path, name: str, store: Path) -> Path:
         real = path.resolve(strict=True)
         regular = stat.S_ISREG(real.stat().st_mode)
     except (OSError, RuntimeError) as error:
-        if name == ROOTFS and (output / _OTHER_ROOT).exists():
-            raise InvalidInput(
-                f"the image has its root as {_OTHER_ROOT}, which mvm's machines do not boot",
-                hint=f"let the flake make {ROOTFS} (mkfs.erofs)",
-            ) from error
         raise InvalidInput(f"what was built has no {name}", hint=_HINT) from error
     if not regular or not real.is_relative_to(store):
         raise InvalidInput(f"{name} of what was built is no file of Nix's store", hint=_HINT)
@@ -136,13 +152,17 @@ def _described(path: Path) -> Described:
 
 
 def _check_form(path: Path, name: str) -> None:
-    offset, magic = _MAGIC.get(name, (0, b""))
+    kind = ROOTS.get(name, name)
+    offset, magic, form = _MAGIC.get(kind, (0, b"", "of any size"))
     with path.open("rb") as file:
         file.seek(offset)
         fits = file.read(len(magic)) == magic
+        file.seek(_EXT4_INCOMPATIBLE)
+        unsettled = kind == "ext4" and fits and bool(file.read(1)[0] & _EXT4_NEEDS_RECOVERY)
     if not fits or not path.stat().st_size:
-        form = {KERNEL: "an ELF file, as a machine starts it", ROOTFS: "an erofs file system"}.get(name, "of any size")
         raise InvalidInput(f"{name} of what was built is not {form}", hint=_HINT)
+    if unsettled:  # a journal cannot be played back on a drive that nobody may write to
+        raise InvalidInput(f"{name} of what was built was not unmounted", hint=_HINT)
 
 
 def _copy(files: dict[str, Path], target: Path, on_progress: OnProgress) -> None:

@@ -1,0 +1,46 @@
+"""What every virtual machine is made of, by the manifest of its image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.unit.image.samples import inputs, manifest_of
+from tests.unit.runtime.qemu_machines import machine
+
+from mvm.drives.table import ROOTFS
+from mvm.image.base import FILES, ImageFile
+from mvm.model.errors import Unavailable
+from mvm.runtime import makeup
+from mvm.runtime.qemu.files import Files
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A revision whose root is of ext4."""
+    for name in FILES:
+        (tmp_path / name).write_bytes(b"x")
+    manifest = manifest_of(inputs(), tmp_path)
+    (tmp_path / "rootfs.erofs").rename(tmp_path / "rootfs.ext4")
+    files = {name.replace("erofs", "ext4"): ImageFile(sha256="0" * 64, size=1) for name in FILES}
+    manifest.model_copy(update={"files": files, "kernel_arguments": ("rootfstype=ext4",)}).write(tmp_path)
+    return tmp_path
+
+
+def test_the_root_is_the_file_that_the_manifest_has(image: Path) -> None:
+    makeup.require_files(image)
+    of = replace(machine(image), image=image)
+    assert makeup.drive_images(of, Files.of(of))[ROOTFS] == image / "rootfs.ext4"
+    assert makeup.kernel_arguments(image) == "rootfstype=ext4"
+
+
+def test_a_root_of_another_kind_does_not_stand_for_the_one_that_is_missing(image: Path) -> None:
+    (image / "rootfs.ext4").rename(image / "rootfs.erofs")
+    with pytest.raises(Unavailable, match=r"has no rootfs\.ext4"):
+        makeup.require_files(image)
+
+
+def test_an_image_without_a_manifest_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="has no manifest"):
+        makeup.require_files(tmp_path)
