@@ -26,6 +26,8 @@ EXT4_FEATURES = (
 """Named one by one: what a newer mkfs turns on by itself may be unknown to the guest's kernel and e2fsck."""
 JOURNAL_MIB = 16
 PROGRAM_SECONDS = 60.0
+FILLING_SECONDS = 600.0
+"""The same for a drive that is made with something on it."""
 PROGRAMS = {"mkfs.ext4": "e2fsprogs"}
 """What is needed on the host, with the Debian package that has it."""
 
@@ -58,8 +60,8 @@ def fixed_size(needed: int, smallest: int) -> int:
     return size
 
 
-def make_ext4(image: Path, *, mib: int) -> None:
-    """Make an empty data drive of that size, whole or not at all."""
+def make_ext4(image: Path, *, mib: int, content: Path | None = None) -> None:
+    """Make a data drive of that size, whole or not at all: empty, or with what is in the directory `content`."""
     unfinished = image.with_name(f".{image.name}.new")
     unfinished.unlink(missing_ok=True)
     try:
@@ -68,10 +70,14 @@ def make_ext4(image: Path, *, mib: int) -> None:
             os.ftruncate(descriptor, mib << 20)
         finally:
             os.close(descriptor)
+        # Tables of a drive that is thrown away soon are for the guest to clear, should it get so far.
+        lazy = 0 if content is None else 1
         # fmt: off
         _run(
             "mkfs.ext4", "-q", "-F", "-L", "data", "-m", "0", "-O", EXT4_FEATURES, "-J", f"size={JOURNAL_MIB}",
-            "-E", "lazy_itable_init=0,lazy_journal_init=1", str(unfinished),
+            "-E", f"lazy_itable_init={lazy},lazy_journal_init=1,root_owner=0:0",
+            *(() if content is None else ("-d", str(content))), str(unfinished),
+            seconds=PROGRAM_SECONDS if content is None else FILLING_SECONDS,
         )
         # fmt: on
         unfinished.replace(image)
@@ -106,7 +112,7 @@ def _which(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
 
 
-def _run(program: str, *arguments: str) -> None:
+def _run(program: str, *arguments: str, seconds: float = PROGRAM_SECONDS) -> None:
     path = _which(program)
     if path is None:
         raise Unavailable(f"{program} is not installed", hint=f"install it (Debian: {PROGRAMS[program]})")
@@ -116,7 +122,7 @@ def _run(program: str, *arguments: str) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=PROGRAM_SECONDS,
+            timeout=seconds,
             env={"LC_ALL": "C"},
             check=False,
         )

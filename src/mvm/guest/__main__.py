@@ -18,6 +18,7 @@ USAGE = """usage: guest.pyz init
        guest.pyz router
        guest.pyz openclaw-ctl checkpoint|restore <integration>
        guest.pyz warm-up
+       guest.pyz offer <directory> <name>...
 where systemd supervises (mvm.guest.units):
        guest.pyz prepare|environment|openclaw-wake
        guest.pyz systemd|integrations|sleep-prep-port"""
@@ -56,6 +57,10 @@ def main(arguments: Sequence[str]) -> int:
             from mvm.guest import warm_up
 
             return warm_up.main(os.environ)
+        case ["offer", directory, *names] if names:
+            from mvm.guest import offer
+
+            return offer.main(directory, names, os.environ)
         case ["prepare"]:
             from mvm.guest import init
 

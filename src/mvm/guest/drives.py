@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvm.guest import config as config_files
 from mvm.guest import users
 from mvm.guest.kernel import MountFlag, mount, unmount
 from mvm.guest.paths import GuestPaths, write_atomically
+from mvm.guest.services import Role
 from mvm.guest.users import Access
 
 log = logging.getLogger(__name__)
@@ -172,6 +174,8 @@ class Drives:
         if not self._paths.owns_machine:
             return
         config = self._read(CONFIG)
+        if config is None:
+            config = self._orders()
         secrets = self._read(SECRETS)
         if secrets is not None:
             replace_tree(
@@ -190,6 +194,15 @@ class Drives:
         if self._paths.owns_machine and find(SECRETS, devices=self._devices) is not None:
             self._wiped = True
             replace_tree(self._paths.secrets, {}, users.secret_file, users.secret_scope)
+
+    def _orders(self) -> Tree | None:
+        """The configuration of a builder, which has no drive for it; None in any other guest."""
+        try:
+            if config_files.role_of(self._paths.builder_config) is not Role.BUILDER:
+                return None
+            return {self._paths.config.name: _read_file(self._paths.builder_config, "config.json", MAX_TOTAL_BYTES)}
+        except (config_files.ConfigError, OSError):
+            return None
 
     def _read(self, drive: GuestDrive) -> Tree | None:
         device = find(drive, devices=self._devices)

@@ -174,6 +174,11 @@ class GuestPaths:
         return self.logs / f"{service}.log"
 
     @property
+    def builder_config(self) -> Path:
+        """What a builder is told: it has no drive for it, and its data drive is made for one build (ADR 32)."""
+        return self.data / "build/config.json"
+
+    @property
     def integrations(self) -> Path:
         return self.data / "integrations"
 

@@ -15,6 +15,7 @@ from mvm.host.backups import Backups
 from mvm.host.bases import Bases
 from mvm.host.bring_up import BringUp
 from mvm.host.budgets import Budgets
+from mvm.host.build_machines import BuildMachines
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
@@ -38,7 +39,7 @@ from mvm.host.orphans import Orphans
 from mvm.host.pairing import Pairing
 from mvm.host.policy_loop import PolicyLoop
 from mvm.host.pools import Pools
-from mvm.host.programs import image_builders, image_contents
+from mvm.host.programs import builder_image, image_builders, image_contents
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.reconcile import Reconciler
 from mvm.host.reconcile_apply import Executor
@@ -103,6 +104,7 @@ class Host:
     transfers: Transfers
     attachments: Attachments
     bases: Bases
+    build_machines: BuildMachines
     images: Images
     networks: Networks
     orphans: Orphans
@@ -167,12 +169,24 @@ async def open_host(
             clock=clock,
             environment=environment,
         )
+        build_machines = BuildMachines(
+            catalog=catalog,
+            runtimes=known_runtimes,
+            directories=directories,
+            guests=guests,
+            reports=reports,
+            slots=slots,
+            networks=networks,
+            clock=clock,
+            image=builder_image(locations),
+            settings=os.environ.get("NIX_CONFIG", ""),
+        )
         images = Images(
             catalog=catalog,
             chronicle=chronicle,
             clock=clock,
             revisions=Revisions(directories.images),
-            builders=image_builders(locations),
+            builders=image_builders(locations, build_machines),
             contents=lambda on_progress: image_contents(locations, on_progress),
             derived=bases,
         )
@@ -399,6 +413,7 @@ async def open_host(
             transfers=Transfers(locations.state_dir / "transfers", clock),
             attachments=attachments,
             bases=bases,
+            build_machines=build_machines,
             images=images,
             networks=networks,
             orphans=Orphans(catalog=catalog, lifecycle=lifecycle, directories=directories, devices=networks),

@@ -178,7 +178,7 @@ class Bases:
         slowness = runtime.capabilities.slowness
         await asyncio.to_thread(self._directories.prepare, machine)
         await self._write_drives(machine, pool, runtime)
-        await runtime.listen(machine, HOST_PORT, _serve_nobody)
+        await runtime.listen(machine, HOST_PORT, serve_nobody)
         process = await runtime.start(machine)
         await self._guests.wait_for_agent(runtime, machine, process, limit=AGENT_LIMIT_SECONDS * slowness)
         await self._guests.wait_for_service(runtime, machine, process, limit=SERVICE_LIMIT_SECONDS * slowness)
@@ -277,13 +277,13 @@ class Bases:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
 
-async def _serve_nobody(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """The host port of a placeholder: what it reports is taken, nothing is granted."""
+async def serve_nobody(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The host port of a machine that is no instance: what it reports is taken, nothing is granted."""
 
     async def answer(request: messages.GuestToHost) -> Answer:
         if isinstance(request, (messages.ReportStatus, messages.ReportEvent)):
             return messages.Ok()
-        raise rpc.Refusal("this machine is a base")
+        raise rpc.Refusal("this machine is no instance")
 
     with contextlib.suppress(FrameError):
         await rpc.serve_connection(reader, writer, answer, parse=messages.parse_host_request)

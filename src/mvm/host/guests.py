@@ -165,7 +165,8 @@ class Guests:
                     hint=f"`mvm instance logs {machine.ref}` shows why",
                 )
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._reports.changed(instance), timeout=1.0)
+                async with asyncio.timeout(1.0):
+                    await self._reports.changed(instance)
 
     async def require_login(self, runtime: Runtime, machine: Machine, *, since: datetime) -> None:
         """Raise `ChannelRefused` when OpenClaw's log says that a channel has not let it in since then."""

@@ -207,8 +207,7 @@ class Images:
 
     async def _built(self, pool: Pool, choice: Choice, progress: Progress, *, force: bool) -> tuple[str, float]:
         """Digest of the revision and the seconds it took; who asks for the same meanwhile waits for the same build."""
-        role = str(pool.role) if choice.builder.per_role else ""
-        key = (choice.builder.name, role, pool.profile, pool.flake, force)
+        key = (choice.builder.name, choice.builder.serves(str(pool.role)), pool.profile, pool.flake, force)
         build = self._under_way.get(key)
         if build is None:
             build = self._under_way[key] = _Build(
@@ -237,20 +236,22 @@ class Images:
                 raise Unavailable("the agent ends, and the build of an image with it", hint="start it again")
             loop.call_soon_threadsafe(told, step)
 
-        def work() -> str:
+        def make() -> str:
             request = BuildRequest(
                 contents=self._contents(on_progress) if builder.needs_contents else None,
                 role=str(pool.role),
                 profile=pool.profile,
                 flake=pool.flake,
+                tenant=pool.tenant_id,
             )
             self._revisions.clear_unfinished()
-            inputs = builder.resolve(request, on_progress)
-            self._revisions.build(builder, inputs, on_progress, force=key[-1])
+            with builder.at_work() as work:
+                inputs = work.resolve(request, on_progress)
+                self._revisions.build(work, inputs, on_progress, force=key[-1])
             return inputs.digest
 
         try:
-            digest = await asyncio.to_thread(work)
+            digest = await asyncio.to_thread(make)
         except OSError as error:
             raise MvmError(
                 f"the image could not be built: {error.strerror or error} ({error.filename})",

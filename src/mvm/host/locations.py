@@ -28,6 +28,7 @@ SYSTEM_SOCKET = SYSTEM_RUN_DIR / "agent.sock"
 RUNTIMES = ("auto", "firecracker", "qemu", "process")
 QEMU_CHANNELS = ("virtio-serial", "vsock")
 FIRECRACKER_SNAPSHOTS = ("full", "diff")
+NIX_BUILDS = ("host", "machine")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 MAX_RUN_DIR_BYTES = 63
@@ -46,6 +47,7 @@ _ENVIRONMENT = {
     "certs_dir": "MVM_CERTS",
     "qemu_channel": "MVM_QEMU_CHANNEL",
     "firecracker_snapshots": "MVM_FIRECRACKER_SNAPSHOTS",
+    "nix_build": "MVM_NIX_BUILD",
     "autostart": "MVM_NO_AUTOSTART",
 }
 SETTINGS = tuple(_ENVIRONMENT)
@@ -56,6 +58,7 @@ _CHOICES = {
     "log_level": LOG_LEVELS,
     "qemu_channel": QEMU_CHANNELS,
     "firecracker_snapshots": FIRECRACKER_SNAPSHOTS,
+    "nix_build": NIX_BUILDS,
 }
 _FORMS = {"metrics_port": 'a number from 0 to 65535, or "off"'}
 _PATHS = frozenset({"state_dir", "run_dir", "programs_dir", "certs_dir"})
@@ -105,6 +108,8 @@ class Locations:
     """What carries the control channel of QEMU's machines."""
     firecracker_snapshots: str = FIRECRACKER_SNAPSHOTS[0]
     """Whether a sleep of Firecracker's machines writes all of their memory, or what has changed."""
+    nix_build: str = NIX_BUILDS[0]
+    """Where flakes are evaluated and built: by the host's own nix, or in a machine that is made for it."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Setting -> where its value came from, in words that `mvm doctor` prints."""
 
@@ -202,6 +207,8 @@ def resolve(
     _check("qemu_channel", qemu_channel, origins["qemu_channel"])
     firecracker_snapshots = str(pick("firecracker_snapshots", FIRECRACKER_SNAPSHOTS[0]))
     _check("firecracker_snapshots", firecracker_snapshots, origins["firecracker_snapshots"])
+    nix_build = str(pick("nix_build", NIX_BUILDS[0]))
+    _check("nix_build", nix_build, origins["nix_build"])
     metrics_port = pick("metrics_port", OFF)
     listen, agent = pick("listen", OFF), pick("agent", OFF)
     secrets_dir, in_memory = _secrets_dir(run_dir, state_dir, uid, memory_mounts)
@@ -221,6 +228,7 @@ def resolve(
         certs_dir=pick_path("certs_dir", state_dir / "operator"),
         qemu_channel=qemu_channel,
         firecracker_snapshots=firecracker_snapshots,
+        nix_build=nix_build,
         origins=origins,
     )
 

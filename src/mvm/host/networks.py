@@ -24,7 +24,7 @@ from mvm.model.ids import TenantId
 from mvm.network import devices, doors, taps
 from mvm.network.apply import Rules, nft, owner_of_rules
 from mvm.network.claim import Claim
-from mvm.network.picture import Guest, Picture, Resolvers, draw
+from mvm.network.picture import Guest, Picture, Resolvers, builder_of, draw
 from mvm.network.resolvers import read_resolvers
 from mvm.network.rules import render
 
@@ -63,6 +63,8 @@ class Networks:
         self._reached = -1
         self._picture = Picture()
         self._reason: str | None = "not started"
+        self._building: set[TenantId] = set()
+        """For whom an image is built in a machine now."""
         self._changed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -99,7 +101,11 @@ class Networks:
 
     def dns(self, instance: Instance) -> tuple[str, ...]:
         """Resolvers that an instance is told of."""
-        return self._resolvers.for_guest(instance.network.gateway_ip)
+        return self.resolvers_behind(instance.network.gateway_ip)
+
+    def resolvers_behind(self, gateway_ip: str) -> tuple[str, ...]:
+        """Resolvers that a machine with that gateway is told of."""
+        return self._resolvers.for_guest(gateway_ip)
 
     async def ready(self, instance: Instance) -> None:
         """Return when the instance's TAP may be made: its bridge is there and the rules know it.
@@ -114,6 +120,21 @@ class Networks:
             raise Unavailable(
                 f"the network of {instance.ref} is not in place", hint="`mvm doctor` says what is missing"
             )
+
+    async def admit_builder(self, tenant_id: TenantId) -> None:
+        """Give the machine that an image is built in its place in a tenant's network. Raises `MvmError`."""
+        self._building.add(tenant_id)
+        self._scene_changed()
+        await self.changed()
+
+    async def dismiss_builder(self, tenant_id: TenantId) -> None:
+        """That machine is gone. What could not be removed goes at a later look."""
+        self._building.discard(tenant_id)
+        self._scene_changed()
+        try:
+            await self.changed()
+        except MvmError as error:
+            log.warning("the network of a build could not be removed", tenant=tenant_id, reason=error.message)
 
     async def changed(self) -> None:
         """Have bridges and rules follow the catalog as it is now; returns when they do. Raises `MvmError`."""
@@ -181,6 +202,7 @@ class Networks:
         # A TAP is of a process that holds it; a bridge stays while there are instances, running or asleep.
         needed = {bridge.name for bridge in self._draw().bridges}
         starting = {i.network.tap for i in self._catalog.instances.values() if i.transition is not None}
+        starting |= {builder_of(self._catalog.tenants[t]).tap for t in self._building if t in self._catalog.tenants}
         return tuple(name for name in unused if name not in needed | starting)
 
     async def remove_strays(self, names: tuple[str, ...]) -> None:
@@ -196,6 +218,7 @@ class Networks:
             serving=lambda tenant: s.tenant_id if (s := self._gateways.serving_tenant(tenant)) else None,
             granted=self._gateways.granted,
             resolvers=self._resolvers,
+            building=self._building,
         )
 
     async def _apply(self, picture: Picture) -> None:
@@ -270,8 +293,10 @@ class Networks:
 
     async def _keep(self) -> None:
         while True:
+            # Not `wait_for`, which (in 3.11) forgets that it was cancelled when what it waits for is there by then.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), timeout=LOOK_SECONDS)
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._changed.wait()
             self._changed.clear()
             try:
                 self._resolvers = await asyncio.to_thread(self._read_resolvers)

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import mvm.openclaw
+from mvm.host.builder_image import BuilderImage
 from mvm.host.locations import Locations
-from mvm.image.base import Builder, Contents
+from mvm.image.base import Builder, Contents, GuestContents
 from mvm.image.debian import DebianBuilder
 from mvm.image.guest_zipapp import build_zipapp
-from mvm.image.nix import NixBuilder
+from mvm.image.nix import NixBuilder, NixMachineBuilder
+from mvm.image.nix.place import Machines
 from mvm.openclaw.install import (
     Installation,
     OnProgress,
@@ -42,7 +44,7 @@ def host_programs(locations: Locations) -> HostPrograms:
         openclaw_dir=Path(os.environ.get("MVM_OPENCLAW_DIR") or expected_installation(locations).openclaw_dir),
         python=Path(sys.executable).resolve(),
         zipapp=_zipapp(locations.state_dir / "guest"),
-        plugin_dir=Path(mvm.openclaw.__path__[0]) / "plugin",
+        plugin_dir=_plugin_dir(),
     )
 
 
@@ -52,10 +54,21 @@ def image_cache(locations: Locations) -> Path:
     return Path(named).absolute() if named else locations.state_dir / "images/.cache"
 
 
-def image_builders(locations: Locations) -> tuple[Builder, ...]:
+def image_builders(locations: Locations, machines: Machines) -> tuple[Builder, ...]:
     """All that can build images on a host; which one makes a pool's is `mvm.image.builders`."""
     cache = image_cache(locations)
-    return DebianBuilder(cache), NixBuilder(cache)
+    nix = NixMachineBuilder(cache, machines) if locations.nix_build == "machine" else NixBuilder(cache)
+    return DebianBuilder(cache), nix
+
+
+def builder_image(locations: Locations) -> BuilderImage:
+    """The image of the machines that images are built in."""
+
+    def contents() -> GuestContents:
+        return GuestContents(zipapp=_zipapp(locations.state_dir / "guest"), plugin_dir=_plugin_dir())
+
+    cache = image_cache(locations)
+    return BuilderImage(DebianBuilder(cache), contents, cache)
 
 
 def image_contents(locations: Locations, on_progress: OnProgress) -> Contents:
@@ -69,6 +82,10 @@ def image_contents(locations: Locations, on_progress: OnProgress) -> Contents:
         zipapp=programs.zipapp,
         plugin_dir=programs.plugin_dir,
     )
+
+
+def _plugin_dir() -> Path:
+    return Path(mvm.openclaw.__path__[0]) / "plugin"
 
 
 def _zipapp(directory: Path) -> Path:

@@ -159,7 +159,8 @@ class Reconciler:
                 if report.done["instances"]["restarted"] and not report.failures:
                     continue  # a pool is being rolled: the next instance follows
             try:
-                await asyncio.wait_for(self._wanted.wait(), INTERVAL_SECONDS)
+                async with asyncio.timeout(INTERVAL_SECONDS):  # see `Networks._keep` for why not `wait_for`
+                    await self._wanted.wait()
             except TimeoutError:
                 continue
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -38,13 +39,9 @@ Json = Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What mvm itself puts into an image. Directories and files are on the host."""
+class GuestContents:
+    """What mvm itself puts into every image. Directories and files are on the host."""
 
-    node: Path
-    """Executable to become `/usr/local/bin/node`."""
-    openclaw_dir: Path
-    """Directory of the npm package `openclaw`; when it lies in a `node_modules`, all of that comes along."""
     zipapp: Path
     """To become `/opt/mvm/guest.pyz`."""
     plugin_dir: Path
@@ -52,15 +49,27 @@ class Contents:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contents(GuestContents):
+    """The same with OpenClaw, for images of roles that may run it."""
+
+    node: Path
+    """Executable to become `/usr/local/bin/node`."""
+    openclaw_dir: Path
+    """Directory of the npm package `openclaw`; when it lies in a `node_modules`, all of that comes along."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildRequest:
     """What an image is wanted for."""
 
-    contents: Contents | None = None
+    contents: GuestContents | None = None
     """There for builders that need it."""
     role: str = "worker"
     profile: str = "minimal"
     flake: str = ""
     """Where the pool says its image comes from; empty: wherever."""
+    tenant: str = ""
+    """Who asks for it: a machine that it is built in is in their network. Does not change what is built."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +95,18 @@ class Readiness:
     usable: bool
     reason: str
     remedy: str | None = None
+    replaceable: bool = True
+    """Whether another builder may do it instead where this one is not usable."""
+
+
+class Work(Protocol):
+    """A builder at work on one image. Methods block: call them in a thread. They raise `MvmError`."""
+
+    def resolve(self, request: BuildRequest, on_progress: OnProgress) -> Inputs:
+        """Find out what would be built; needs no more of the network than lists of packages, or a flake's sources."""
+
+    def build(self, inputs: Inputs, target: Path, on_progress: OnProgress) -> Manifest:
+        """Write the files of the revision into `target`, an empty directory that the caller removes on any error."""
 
 
 class Builder(Protocol):
@@ -98,18 +119,14 @@ class Builder(Protocol):
     def needs_contents(self) -> bool:
         """Whether it puts this host's OpenClaw and Node into images; else a request need not have any contents."""
 
-    @property
-    def per_role(self) -> bool:
-        """Whether each role has images of its own; else one serves every role."""
+    def serves(self, role: str) -> str:
+        """The role whose instances an image for `role` serves; empty: every one that has none of its own."""
 
     def probe(self) -> Readiness:
         """Whether everything that a build needs from this host is there."""
 
-    def resolve(self, request: BuildRequest, on_progress: OnProgress) -> Inputs:
-        """Find out what would be built; needs no more of the network than lists of packages, or a flake's sources."""
-
-    def build(self, inputs: Inputs, target: Path, on_progress: OnProgress) -> Manifest:
-        """Write the files of the revision into `target`, an empty directory that the caller removes on any error."""
+    def at_work(self) -> AbstractContextManager[Work]:
+        """What resolves a request and then builds it; what it has taken for that is given back at the end."""
 
     def stale(self) -> list[Path]:
         """What it keeps for later builds and no recent one needed; removing it only costs time."""

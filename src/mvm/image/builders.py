@@ -44,6 +44,8 @@ def choose(flake: str, builders: Sequence[Builder]) -> Choice:
     readiness = nix.probe()
     if flake and readiness.usable:
         return Choice(nix, f"the pool names the flake '{flake}', and {readiness.reason}")
+    if flake and not readiness.replaceable:
+        raise Unavailable(f"the flake '{flake}' cannot be built: {readiness.reason}", hint=readiness.remedy)
     if flake:
         return Choice(debian, f"the flake '{flake}' cannot be built, {readiness.reason}; Debian's packages instead")
     if readiness.usable and not (without := debian.probe()).usable:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvm.image import trees
-from mvm.image.base import DIGEST_LENGTH, MANIFEST, ROOTS, Builder, Inputs, Manifest, OnProgress
+from mvm.image.base import DIGEST_LENGTH, MANIFEST, ROOTS, Inputs, Manifest, OnProgress, Work
 from mvm.image.locks import only_one
 from mvm.model.errors import MvmError, NotFound
 from mvm.openclaw.install import Progress
@@ -69,7 +69,7 @@ class Revisions:
         names = sorted(path.name for path in self.directory.glob("*") if self.has(path.name))
         return [Revision(digest=name, directory=self.directory / name, manifest=self.manifest(name)) for name in names]
 
-    def build(self, builder: Builder, inputs: Inputs, on_progress: OnProgress, *, force: bool = False) -> Path:
+    def build(self, work: Work, inputs: Inputs, on_progress: OnProgress, *, force: bool = False) -> Path:
         """Build a revision unless it is there; with `force` in any case, and put in the place of the one that is.
 
         Raises what the builder or `on_progress` raises; nothing but the builder's cache is left then.
@@ -85,7 +85,7 @@ class Revisions:
                 shutil.rmtree(left_over)
             staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{digest}-", dir=self.directory))
             try:
-                manifest = builder.build(inputs, staging, on_progress)
+                manifest = work.build(inputs, staging, on_progress)
                 self._publish(staging, digest, (*manifest.names, MANIFEST))
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)

@@ -18,6 +18,7 @@ from mvm.guest.paths import GuestPaths
 from mvm.guest.processes import ROOT_MARKER, SERVICE_MARKER
 from mvm.guest.services import HOME_OF_OTHERS, Program, Programs
 from mvm.guest.units import SUPERVISOR_VARIABLE, SYSTEMD, UNITS, Unit
+from mvm.image import nix_settings
 from mvm.image.debian import initrd
 from mvm.model.roles import Role
 
@@ -221,4 +222,5 @@ def _machine() -> dict[str, Any]:
         },
         "modules": list(initrd.MODULES),
         "kernelArguments": list(KERNEL_ARGUMENTS),
+        "nixOfBuilders": dict(nix_settings.EVERYWHERE),
     }

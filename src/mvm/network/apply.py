@@ -38,9 +38,8 @@ async def nft(*arguments: str, text: str | None = None) -> str:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        output, complaint = await asyncio.wait_for(
-            process.communicate((text or "").encode()), timeout=NFT_LIMIT_SECONDS
-        )
+        async with asyncio.timeout(NFT_LIMIT_SECONDS):
+            output, complaint = await process.communicate((text or "").encode())
     except TimeoutError:
         raise TimedOut(f"nft {' '.join(arguments)} did not end within {NFT_LIMIT_SECONDS:g} s") from None
     finally:

@@ -6,7 +6,7 @@ when one sleeps or wakes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
@@ -16,6 +16,9 @@ from mvm.model.egress import Egress
 from mvm.model.entities import Instance, Pool, Tenant
 from mvm.model.ids import PoolId, TenantId, TenantNetId
 from mvm.model.roles import Role
+
+BUILDERS = PoolId("builder")
+"""Whose the machines are that images are built in: nobody's pool has them."""
 
 
 @dataclass(frozen=True, order=True)
@@ -105,10 +108,12 @@ def draw(
     serving: Callable[[TenantId], TenantId | None],
     granted: Callable[[Instance, Instance], bool],
     resolvers: Resolvers,
+    building: Collection[TenantId] = (),
 ) -> Picture:
     """The picture of these instances, all of which have devices in their tenants' networks.
 
-    `serving` names the tenant whose gateway serves a tenant; `granted` tells whether a gateway may deliver to a worker.
+    `serving` names the tenant whose gateway serves a tenant; `granted` tells whether a gateway may deliver to a worker;
+    for the tenants `building` an image is built in a machine, which has a place in their network.
     """
     placed = [i for i in instances if i.tenant_id in tenants and (i.tenant_id, i.pool_id) in pools]
     gateways: dict[TenantId, list[Instance]] = {}
@@ -123,11 +128,11 @@ def draw(
             for gateway in gateways.get(tenant, ()) if tenant is not None else ():
                 if granted(gateway, worker):
                     grants.add(Grant(_address(gateway), _address(worker)))
+    builders = [tenants[tenant] for tenant in building if tenant in tenants]
+    guests = [_guest(tenants[i.tenant_id], pools[i.tenant_id, i.pool_id], i) for i in placed]
     return Picture(
-        bridges=tuple(sorted({bridge_of(tenants[i.tenant_id]) for i in placed})),
-        guests=tuple(
-            sorted((_guest(tenants[i.tenant_id], pools[i.tenant_id, i.pool_id], i) for i in placed), key=_place)
-        ),
+        bridges=tuple(sorted({bridge_of(t) for t in (*(tenants[i.tenant_id] for i in placed), *builders)})),
+        guests=tuple(sorted((*guests, *map(builder_of, builders)), key=_place)),
         grants=tuple(sorted(grants)),
         resolvers=resolvers,
     )
@@ -136,6 +141,20 @@ def draw(
 def bridge_of(tenant: Tenant) -> Bridge:
     """The bridge of a tenant."""
     return Bridge(tenant.network.tenant_net_id, tenant.tenant_id, addresses.parse_subnet(tenant.network.ipv4_subnet))
+
+
+def builder_of(tenant: Tenant) -> Guest:
+    """The place of the machine that an image is built in: the internet can be reached from it, and nobody else."""
+    net_id = tenant.network.tenant_net_id
+    return Guest(
+        net_id=net_id,
+        ip=addresses.host_address(addresses.parse_subnet(tenant.network.ipv4_subnet), addresses.BUILDER_OCTET),
+        tap=addresses.tap_name(net_id, addresses.BUILDER_OCTET),
+        mac=addresses.mac_address(net_id, addresses.BUILDER_OCTET),
+        pool_id=BUILDERS,
+        egress="internet",
+        peer_traffic=False,
+    )
 
 
 def _guest(tenant: Tenant, pool: Pool, instance: Instance) -> Guest:

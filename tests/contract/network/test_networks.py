@@ -130,6 +130,45 @@ async def test_a_pool_that_is_closed_is_closed_for_those_that_run(world: World, 
             await until(lambda: not world.reaches(place_of(instance), INTERNET, 443))
 
 
+async def test_a_machine_that_an_image_is_built_in_reaches_the_internet_and_nobody_else(
+    world: World, catalog: Catalog
+) -> None:
+    async with kept(catalog) as networks:
+        instance = await one_instance(catalog)
+        await networks.ready(instance)
+        await networks.admit_builder(ALICE)
+        built_in = guest(1, addresses.BUILDER_OCTET)
+        world.connect(place_of(instance))
+        world.connect(built_in)
+        with world.outside.listen(443):
+            assert world.reaches(built_in, INTERNET, 443)
+        assert not world.reaches(built_in, str(instance.network.guest_ip), 18789)
+        await networks.dismiss_builder(ALICE)
+        assert "10.240.1.2" not in await rules()
+        assert "10.240.1.3" in await rules()
+
+
+async def test_the_network_of_a_build_goes_with_it_when_nobody_else_needs_one(catalog: Catalog) -> None:
+    network = addresses.tenant_network(TenantNetId(1))
+    await catalog.save_tenant(Tenant(tenant_id=ALICE, network=network, created_at=NOW))
+    async with kept(catalog) as networks:
+        await networks.admit_builder(ALICE)
+        assert devices.bridge_is_there("br-tenant-1")
+        assert (await networks.strays()) == ()
+        await networks.dismiss_builder(ALICE)
+        assert not devices.bridge_is_there("br-tenant-1")
+        assert await rules() == ""
+
+
+async def test_it_ends_however_shortly_before_something_has_changed(catalog: Catalog) -> None:
+    """`asyncio.wait_for` of Python 3.11 forgets a cancellation when what it waits for comes at the same moment."""
+    network = addresses.tenant_network(TenantNetId(1))
+    await catalog.save_tenant(Tenant(tenant_id=ALICE, network=network, created_at=NOW))
+    async with asyncio.timeout(20), kept(catalog) as networks:
+        await networks.admit_builder(ALICE)
+        await networks.dismiss_builder(ALICE)
+
+
 async def test_what_somebody_threw_away_is_there_again_before_the_next_start(catalog: Catalog) -> None:
     async with kept(catalog) as networks:
         instance = await one_instance(catalog)

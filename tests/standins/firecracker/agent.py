@@ -7,6 +7,7 @@ for, by `images.make_image`. All the rest is the agent as it is.
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from tests.standins.firecracker.images import fill_image
@@ -22,7 +23,12 @@ class QuickBuilder:
 
     name = "debian"
     needs_contents = True
-    per_role = False
+
+    def serves(self, role: str) -> str:
+        return ""
+
+    def at_work(self) -> AbstractContextManager[QuickBuilder]:
+        return nullcontext(self)
 
     def probe(self) -> Readiness:
         return Readiness(usable=True, reason="nothing is needed")
@@ -50,6 +56,6 @@ async def nothing_wrong() -> None:
 
 
 if __name__ == "__main__":
-    mvm.host.app.image_builders = lambda locations: [QuickBuilder()]  # type: ignore[assignment,list-item]
+    mvm.host.app.image_builders = lambda locations, machines: [QuickBuilder()]  # type: ignore[assignment,list-item]
     FirecrackerRuntime.__init__.__kwdefaults__["why_no_kvm"] = nothing_wrong
     sys.exit(main(sys.argv[1:]))

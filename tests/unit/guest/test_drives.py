@@ -129,3 +129,43 @@ def test_under_the_process_runtime_directories_stay_as_they_are(tmp_path: Path) 
     there.wipe()
     assert (paths.secrets / "KEY").read_text() == "s"
     assert not there.wiped
+
+
+class _Machines(GuestPaths):
+    """Paths as in a machine of its own, below a directory."""
+
+    owns_machine = True  # type: ignore[assignment]
+
+
+def orders(tmp_path: Path, text: str, *serials: str) -> GuestPaths:
+    """A guest whose data drive says `text` to a builder; it has the drives of these serials."""
+    paths = _Machines(tmp_path)
+    paths.builder_config.parent.mkdir(parents=True)
+    paths.builder_config.write_text(text)
+    for directory in (paths.config_dir, paths.mvm_run, tmp_path / "block"):
+        directory.mkdir(parents=True)
+    given = {f"vd{letter}": serial for letter, serial in zip("abcd", serials, strict=False)}
+    Drives(paths, devices=devices(tmp_path / "block", **given)).take_in()
+    return paths
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to root")
+def test_a_builder_is_told_by_its_data_drive(tmp_path: Path) -> None:
+    text = '{"role": "builder", "allow_exec": true}'
+    assert orders(tmp_path, text, "rootfs", "data").config.read_text() == text
+
+
+@pytest.mark.parametrize("text", ['{"role": "worker", "allow_exec": true}', "{", '"builder"', "{}"])
+def test_nobody_else_is_told_by_it_what_it_may_do(text: str, tmp_path: Path) -> None:
+    assert not orders(tmp_path, text, "rootfs", "data").config.exists()
+
+
+def test_who_has_a_drive_of_configuration_is_told_by_that_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("it cannot be mounted")
+
+    monkeypatch.setattr(drives, "mount", refuse)
+    with pytest.raises(DriveError, match="'config' cannot be read"):
+        orders(tmp_path, '{"role": "builder"}', "rootfs", "data", "secrets", "config")

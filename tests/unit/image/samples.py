@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class QuickBuilder:
 
     def __init__(self, name: str = "debian", version: str = "1", *, usable: bool = True) -> None:
         self.name = name
-        self.per_role = self.from_flakes = name == "nix"
+        self.from_flakes = name == "nix"
         self.needs_contents = not self.from_flakes
         self.version = version
         self.usable = usable
@@ -41,6 +42,12 @@ class QuickBuilder:
         self.may_go_on.set()
         self.began = threading.Event()
         self.kept: list[Path] = []
+
+    def serves(self, role: str) -> str:
+        return role if self.from_flakes else ""
+
+    def at_work(self) -> AbstractContextManager[QuickBuilder]:
+        return nullcontext(self)
 
     def probe(self) -> Readiness:
         return Readiness(usable=self.usable, reason="it works" if self.usable else "it is not installed")

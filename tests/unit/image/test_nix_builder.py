@@ -96,7 +96,7 @@ def test_nothing_of_a_build_keeps_nix_from_collecting_its_garbage(
 
 def test_each_role_has_an_image_of_its_own(nix: NixBuilder, nix_world: NixWorld) -> None:
     nix_world.flake(FLAKE, IMAGE, "tenant-gateway-minimal", profiles=PROFILES)
-    assert nix.per_role
+    assert nix.serves("gateway") == "gateway"
     assert nix.resolve(ask(), quiet).digest != nix.resolve(ask(role="gateway"), quiet).digest
 
 

@@ -8,21 +8,24 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvm.image import prune, trees
+from mvm.image import nix_settings, prune, trees
 from mvm.image.base import (
     INITRD,
     KERNEL,
     ROOTFS,
     BuildRequest,
     Contents,
+    GuestContents,
     Inputs,
     Json,
     Manifest,
     OnProgress,
     Readiness,
+    Work,
     describe_files,
     sha256,
 )
@@ -51,7 +54,7 @@ _KERNEL_PACKAGES = {"x86_64": "linux-image-cloud-amd64"}
 class DebianInputs(Inputs):
     """Inputs with the packages that they stand for."""
 
-    contents: Contents
+    contents: GuestContents
     packages: tuple[Package, ...]
     kernel: Package
 
@@ -61,12 +64,17 @@ class DebianBuilder:
 
     name = NAME
     needs_contents = True
-    per_role = False
 
     def __init__(self, cache: Path) -> None:
         """`cache` is where downloads and layers are kept between builds; several processes may share it."""
         self._cache = cache
         self._apt = Apt(cache / "apt")
+
+    def serves(self, role: str) -> str:
+        return role if role in rootfs.ROLES else ""
+
+    def at_work(self) -> AbstractContextManager[Work]:
+        return nullcontext(self)
 
     def probe(self) -> Readiness:
         missing = missing_packages()
@@ -92,11 +100,12 @@ class DebianBuilder:
                 f"the Debian builder has no profile '{request.profile}'",
                 hint=f"the profiles are: {', '.join(rootfs.PROFILES)}",
             )
-        if request.contents is None:
+        role = self.serves(request.role)
+        if request.contents is None or not (role or isinstance(request.contents, Contents)):
             raise TypeError(f"the builder '{NAME}' was given nothing to put into an image")
         on_progress(Progress(text="resolving Debian packages"))
         self._apt.prepare(on_progress)
-        packages = self._apt.resolve([*rootfs.PACKAGES, *rootfs.PROFILES[request.profile]])
+        packages = self._apt.resolve([*rootfs.PACKAGES, *rootfs.PROFILES[request.profile], *rootfs.ROLES.get(role, ())])
         kernel_package = self._kernel_package()
         on_progress(Progress(text="reading what goes into the image"))
         return DebianInputs(
@@ -115,6 +124,7 @@ class DebianBuilder:
                 "init": _digest(initrd.script()),
                 "busybox": sha256(initrd.BUSYBOX),
                 **_describe_contents(request.contents),
+                **_describe_role(role),
             },
         )
 
@@ -122,6 +132,7 @@ class DebianBuilder:
         if not isinstance(inputs, DebianInputs):
             raise TypeError(f"inputs of the builder '{inputs.builder}' were given to '{NAME}'")
         request, contents = inputs.request, inputs.contents
+        role = self.serves(request.role)
         work = self._directory("work")
         waiting = Progress(text="waiting for another build of an image")
         with only_one(self._cache / "lock", lambda: on_progress(waiting)):
@@ -129,13 +140,12 @@ class DebianBuilder:
             _require_space(self._cache)
             try:
                 modules, release = self._make_kernel(inputs.kernel, work / "kernel", target, on_progress)
-                layers = [
-                    self._base(inputs.packages, on_progress),
-                    self._node(contents, inputs.document, on_progress),
-                    self._openclaw(contents, inputs.document, on_progress),
-                ]
+                layers = [self._base(inputs.packages, on_progress)]
+                if not role and isinstance(contents, Contents):
+                    layers.append(self._node(contents, inputs.document, on_progress))
+                    layers.append(self._openclaw(contents, inputs.document, on_progress))
                 on_progress(Progress(text="putting the layers together"))
-                rootfs.assemble(work / "root", layers, contents)
+                rootfs.assemble(work / "root", layers, contents, role)
                 rootfs.pack(work / "root", target / ROOTFS, inputs.digest, on_progress)
             finally:
                 self._clear_unfinished()
@@ -143,13 +153,14 @@ class DebianBuilder:
         manifest = Manifest(
             digest=inputs.digest,
             builder=NAME,
+            role=role,
             profile=request.profile,
             architecture=os.uname().machine,
             kernel_release=release,
             kernel_arguments=KERNEL_ARGUMENTS,
             modules=modules,
-            node=str(inputs.document["node_version"]),
-            openclaw=str(inputs.document["openclaw_version"]),
+            node=str(inputs.document.get("node_version", "")),
+            openclaw=str(inputs.document.get("openclaw_version", "")),
             zipapp=str(inputs.document["zipapp"]),
             packages={package.name: package.version for package in (*inputs.packages, inputs.kernel)},
             files=describe_files(target),
@@ -227,8 +238,16 @@ class DebianBuilder:
         return path
 
 
-def _describe_contents(contents: Contents) -> dict[str, object]:
+def _describe_role(role: str) -> dict[str, object]:
+    """What an image has that serves one role only."""
+    return {"role": role, "nix_configuration": nix_settings.configuration()} if role == "builder" else {}
+
+
+def _describe_contents(contents: GuestContents) -> dict[str, object]:
     """What mvm puts into the image, by digests; `_version` is for people."""
+    own: dict[str, object] = {"zipapp": sha256(contents.zipapp), "plugin": trees.digest(contents.plugin_dir)}
+    if not isinstance(contents, Contents):
+        return own
     tree = rootfs.module_tree(contents.openclaw_dir)
     openclaw = trees.digest(contents.openclaw_dir) if tree is None else trees.digest(tree, prune.keeps)
     return {
@@ -236,8 +255,7 @@ def _describe_contents(contents: Contents) -> dict[str, object]:
         "node_version": node_version(contents.node) or "unknown",
         "openclaw": openclaw,
         "openclaw_version": _npm_version(contents.openclaw_dir),
-        "zipapp": sha256(contents.zipapp),
-        "plugin": trees.digest(contents.plugin_dir),
+        **own,
     }
 
 

@@ -14,8 +14,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mvm.image import prune, trees
-from mvm.image.base import Contents, OnProgress
+from mvm.image import nix_settings, prune, trees
+from mvm.image.base import Contents, GuestContents, OnProgress
 from mvm.image.commands import run
 from mvm.image.debian.apt import Package
 from mvm.model.errors import MvmError
@@ -39,6 +39,8 @@ PACKAGES = (
 )
 PROFILES = {"minimal": (), "python": ("python3-pip", "python3-venv")}
 """Packages that each profile adds."""
+ROLES = {"builder": ("nix-bin", "busybox-static", "mount")}
+"""Roles with images of their own, which have no Node and no OpenClaw, and the packages that each adds."""
 
 _UNWANTED = ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian")
 _LEFT_OVER = (
@@ -125,8 +127,8 @@ def module_tree(openclaw_dir: Path) -> Path | None:
     return openclaw_dir.parent if openclaw_dir.parent.name == "node_modules" else None
 
 
-def assemble(target: Path, layers: Sequence[Path], contents: Contents) -> None:
-    """Put the layers over each other and mvm's own on top."""
+def assemble(target: Path, layers: Sequence[Path], contents: GuestContents, role: str = "") -> None:
+    """Put the layers over each other and mvm's own on top; `role` is the one that the image is for, if only one."""
     target.mkdir()
     target.chmod(0o755)
     for layer in layers:
@@ -134,6 +136,17 @@ def assemble(target: Path, layers: Sequence[Path], contents: Contents) -> None:
     trees.make_directory(target / "opt/mvm")
     trees.copy_file(contents.zipapp, target / "opt/mvm/guest.pyz")
     trees.copy(contents.plugin_dir, target / "opt/mvm/openclaw-plugin")
+    if role == "builder":
+        trees.make_directory(target / "nix")
+        trees.make_directory(target / "etc/nix")
+        _replace(target / "etc/nix/nix.conf", nix_settings.configuration())
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file anew: what is there may be a layer's, by another name."""
+    path.unlink(missing_ok=True)
+    path.write_text(text)
+    path.chmod(0o644)
 
 
 def pack(tree: Path, target: Path, digest: str, on_progress: OnProgress) -> None:

@@ -1,5 +1,5 @@
 """Images built by Nix from flakes."""
 
-from mvm.image.nix.builder import NixBuilder
+from mvm.image.nix.builder import NixBuilder, NixMachineBuilder
 
-__all__ = ["NixBuilder"]
+__all__ = ["NixBuilder", "NixMachineBuilder"]

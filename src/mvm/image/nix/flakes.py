@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mvm.image.base import OnProgress
 from mvm.image.nix import reference
 from mvm.image.nix.events import Told
 from mvm.image.nix.explain import lacks_attribute
 from mvm.image.nix.own import INPUT, own_flake
-from mvm.image.nix.profiles import Profiles
+from mvm.image.nix.profiles import LONGEST, NAME, Profiles
 from mvm.image.nix.program import Nix, as_json
-from mvm.model.errors import InvalidInput, MvmError, Unavailable
+from mvm.model.errors import MvmError, Unavailable
 from mvm.model.roles import Role
 from mvm.openclaw.install import Progress
 
@@ -28,17 +28,13 @@ class Flake:
     url: str
     """Names just this content, where the flake can be locked."""
     lock_hash: str
-    store_path: Path
-    """Its sources, in Nix's store."""
+    store_path: PurePosixPath
+    """Its sources, in Nix's store, wherever that is."""
     subdirectory: str = ""
     """Where `flake.nix` is in them."""
     options: tuple[str, ...] = ()
     """What every run of nix needs to see the same."""
     application: str = ""
-
-    def profiles(self) -> Profiles | None:
-        """Its `mvm-profiles.toml`, if it has one."""
-        return Profiles.read(self.store_path, self.subdirectory, self.called)
 
     def attribute(self, system: str, package: str) -> str:
         """Where a package for a system is in the flake."""
@@ -65,13 +61,9 @@ class Lookup:
         A flake with `mvm-profiles.toml` has packages for roles; one without has `tenant-<profile>`, or it is an
         application, which mvm's own flake takes in.
         """
-        if (directory := reference.directory_of(named)) and not (directory / "flake.nix").is_file():
-            # Looked for here, because nix would first copy whatever the directory holds to where everybody reads it.
-            raise InvalidInput(
-                f"there is no flake.nix in '{directory}'", hint="is the flake where the pool says it is?"
-            )
+        reference.require_flake(named)
         flake = self._locked(named) if named else self._own()
-        profiles = flake.profiles()
+        profiles = self._profiles(flake)
         if profiles is None:
             packages = self._packages(flake)
             if reference.offers_images(packages):
@@ -81,7 +73,7 @@ class Lookup:
                 return flake, package
             self._on_progress(Progress(text=f"{flake.called} is an application: mvm's own modules take it in"))
             flake = self._own(application=flake)
-            profiles = flake.profiles()
+            profiles = self._profiles(flake)
         if profiles is not None:
             profiles.check(flake.called, role, profile)
         return flake, reference.output(role, profile)
@@ -100,6 +92,12 @@ class Lookup:
             raise reference.no_such_output(flake.called, package, self._system, packages) from None
         return Path(text.strip()).name
 
+    def _profiles(self, flake: Flake) -> Profiles | None:
+        """The flake's `mvm-profiles.toml`, if it has one."""
+        name = str(PurePosixPath(flake.subdirectory, NAME))
+        content = self._nix.place.read(flake.store_path, name, longest=LONGEST)
+        return None if content is None else Profiles.parse(content, flake.called)
+
     def _own(self, application: Flake | None = None) -> Flake:
         """mvm's own flake; put together with an application where one is given."""
         address = own_flake(self._cache)
@@ -117,7 +115,7 @@ class Lookup:
         called = called or f"the flake '{address}'"
         what = f"reading {called}"
         text = self._nix.ask(
-            ["flake", "metadata", "--json", "--no-write-lock-file", *options, address],
+            ["flake", "metadata", "--json", "--no-write-lock-file", *options, self._nix.place.address(address)],
             what=what,
             on_progress=self._on_progress,
         )
@@ -125,7 +123,7 @@ class Lookup:
         try:
             url, locked, locks = str(found["url"]), found["locked"], found["locks"]
             subdirectory = str(locked.get("dir", ""))
-            store_path = Path(found.get("path") or self._fetched(url, called))
+            store_path = PurePosixPath(found.get("path") or self._fetched(url, called))
         except (KeyError, TypeError, AttributeError):
             raise Unavailable(
                 f"{what}: nix does not say where it is", hint=f"is this a nix of another kind? See {self._nix.log}"

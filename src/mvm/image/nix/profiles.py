@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,19 +44,14 @@ class Profiles(_Table):
     roles: dict[str, RoleEntry] = Field(default_factory=dict)
 
     @classmethod
-    def read(cls, sources: Path, subdirectory: str, flake: str) -> Self | None:
-        """The manifest in the sources of a flake; None when there is none."""
+    def parse(cls, content: bytes, flake: str) -> Self:
+        """The manifest of a flake, of at most `LONGEST` bytes."""
         what = f"{NAME} of {flake}"
-        path = sources / subdirectory / NAME
+        if len(content) > LONGEST:
+            raise InvalidInput(f"{what} is larger than {LONGEST} bytes", hint="it is a short list")
         try:
-            if not path.resolve().is_relative_to(sources.resolve()):
-                raise InvalidInput(f"{what} is a link out of it", hint="tell who keeps the flake")
-            if path.stat().st_size > LONGEST:
-                raise InvalidInput(f"{what} is larger than {LONGEST} bytes", hint="it is a short list")
-            document = tomllib.loads(path.read_text())
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
+            document = tomllib.loads(content.decode())
+        except (UnicodeError, tomllib.TOMLDecodeError) as error:
             raise InvalidInput(f"{what} cannot be read: {error}", hint="tell who keeps the flake") from error
         manifest = parse(cls, document, what=what)
         if manifest.meta.version != VERSION:

@@ -9,14 +9,15 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from mvm.image import commands
 from mvm.image.base import OnProgress
 from mvm.image.nix.events import Lines, Told
 from mvm.image.nix.explain import explain
-from mvm.model.errors import MvmError, TimedOut, Unavailable
+from mvm.image.nix.place import Place
+from mvm.model.errors import InvalidInput, MvmError, TimedOut, Unavailable
 
 OLDEST = (2, 8)
 """Everything that is used here is in this version (Debian 12's) and in those after it."""
@@ -29,6 +30,7 @@ _OPTIONS = ("--extra-experimental-features", "nix-command flakes", "--log-format
 _VERSION = re.compile(r"\(.*\) (\d+)\.(\d+)\S*")
 _PROBE_SECONDS = 20.0
 _CHUNK = 2**20
+_LINK = "result"
 
 OnFailure = Callable[[Told], MvmError | None]
 """A better error for a failure than the general one, or None."""
@@ -64,11 +66,57 @@ def _nothing_better(_told: Told) -> MvmError | None:
     return None
 
 
-class Nix:
-    """One program with one log that its runs are written to, if they are to be."""
+class HostPlace:
+    """This host as the place where nix runs (`mvm.image.nix.place`)."""
 
-    def __init__(self, program: Path, log: Path | None) -> None:
-        self._program = program
+    def __init__(self, program: Path) -> None:
+        self.program = str(program)
+
+    def execute(
+        self,
+        arguments: Sequence[str],
+        *,
+        what: str,
+        output: IO[bytes],
+        errors: IO[bytes],
+        watch: Callable[[], None],
+        limit: float,
+    ) -> int:
+        environment = {"PATH": search_path()}
+        return commands.execute(
+            arguments, what=what, output=output, errors=errors, watch=watch, environment=environment, limit=limit
+        )
+
+    def address(self, flake: str) -> str:
+        return flake
+
+    def original(self, address: str) -> str:
+        return address
+
+    def read(self, directory: PurePosixPath, name: str, *, longest: int) -> bytes | None:
+        path = Path(directory, name)
+        if not path.resolve().is_relative_to(Path(directory).resolve()):
+            raise InvalidInput(f"{name} is a link out of its flake", hint="tell who keeps the flake")
+        try:
+            with path.open("rb") as file:
+                return file.read(longest + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InvalidInput(f"{name} cannot be read: {error}", hint="tell who keeps the flake") from error
+
+    def link(self, directory: Path) -> PurePosixPath:
+        return PurePosixPath(directory / _LINK)
+
+    def fetch(self, link: PurePosixPath, names: Sequence[str], directory: Path, on_progress: OnProgress) -> Path:
+        return Path(link)
+
+
+class Nix:
+    """nix in one place, with one log that its runs are written to, if they are to be."""
+
+    def __init__(self, place: Place, log: Path | None) -> None:
+        self.place = place
         self.log = log
 
     def ask(
@@ -93,7 +141,7 @@ class Nix:
             tempfile.TemporaryFile() as errors,
             open(self.log or os.devnull, "a", opener=_for_us_only, encoding="utf-8") as log,
         ):
-            command = [str(self._program), *_OPTIONS, *arguments]
+            command = [self.place.program, *_OPTIONS, *arguments]
             log.write(f"$ {' '.join(command)}\n")
             read = 0
 
@@ -108,11 +156,8 @@ class Nix:
                 on_progress(told.step())
 
             on_progress(told.step())
-            environment = {"PATH": search_path()}
             try:
-                status = commands.execute(
-                    command, what=what, output=output, errors=errors, watch=watch, environment=environment, limit=limit
-                )
+                status = self.place.execute(command, what=what, output=output, errors=errors, watch=watch, limit=limit)
             except TimedOut as error:
                 raise TimedOut(error.message, hint=f"what it was doing: {self.log}") from error
             follow()

@@ -16,6 +16,7 @@ LONGEST = 1000
 _PROFILE = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?")
 _RELATIVE = re.compile(r"[.~]|(?:path|git\+file):(?!/)")
 _DIRECTORY = re.compile(r"(?:path:)?(/[^?]*)(?:\?(.*))?")
+_LOCAL = re.compile(r"(?:path:|(?:(?:git|tarball)\+)?file://)?(/[^?]*)(?:\?.*)?")
 _FORMS = "'github:OWNER/REPOSITORY', 'git+https://...' or 'path:/absolute/directory'"
 
 
@@ -42,6 +43,21 @@ def directory_of(flake: str) -> Path | None:
     """Where `flake.nix` must be, of a flake that is a directory of this host."""
     found = _DIRECTORY.fullmatch(flake)
     return Path(found[1], *parse_qs(found[2] or "").get("dir", [])) if found else None
+
+
+def require_flake(flake: str) -> None:
+    """Raise `InvalidInput` where `flake` is a directory of this host without a `flake.nix`.
+
+    Looked for here, because nix would first copy whatever the directory holds to where everybody reads it.
+    """
+    if (directory := directory_of(flake)) and not (directory / "flake.nix").is_file():
+        raise InvalidInput(f"there is no flake.nix in '{directory}'", hint="is the flake where the pool says it is?")
+
+
+def local(flake: str) -> Path | None:
+    """The directory or file of this host that a flake is in; None when it is fetched from elsewhere."""
+    found = _LOCAL.fullmatch(flake)
+    return Path(found[1]) if found else None
 
 
 def check_profile(profile: str) -> str:
