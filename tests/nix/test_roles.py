@@ -11,7 +11,9 @@ from tests.nix.nix import FLAKE, needs_nix
 from tests.nix.roles import drive_problems, problems
 
 from mvm.guest import services
-from mvm.image.debian.rootfs import PROFILES
+from mvm.image import nix_settings
+from mvm.image.debian.rootfs import PACKAGES, PROFILES
+from mvm.image.debian.rootfs import ROLES as ROLE_PACKAGES
 from mvm.model.roles import Role
 
 MANIFEST = tomllib.loads((FLAKE / "mvm-profiles.toml").read_text())
@@ -73,3 +75,22 @@ def test_drives_that_differ_from_the_enums_are_named() -> None:
     entry = {"module": "roles/builder.nix", "requires_config_drive": True, "requires_secrets_drive": False}
     said = drive_problems({"roles": {"builder": entry}})
     assert said == ["[roles.builder] requires_config_drive is True, and Role says False"]
+
+
+@needs_nix
+def test_the_builders_nix_is_told_what_that_of_debians_image_is_told(world: dict[str, Any]) -> None:
+    assert {role for role, guest in world["guests"].items() if guest["nix"]["enable"]} == {Role.BUILDER}
+    settings = world["guests"][Role.BUILDER]["nix"]["settings"]
+    assert {name: settings[name] for name in nix_settings.EVERYWHERE} == dict(nix_settings.EVERYWHERE)
+    # What only one of them is told, and why, is written down: nothing comes to one alone by accident.
+    assert settings.keys() - nix_settings.EVERYWHERE.keys() == {"build-dir"}
+    assert set(nix_settings.DEBIANS) == {"build-users-group", "sandbox-paths"}
+    debian = nix_settings.configuration()
+    assert "experimental-features = nix-command flakes\nsandbox = true\nsandbox-fallback = false\n" in debian
+
+
+@needs_nix
+def test_the_builders_programs_are_those_of_debians_image(world: dict[str, Any]) -> None:
+    assert any(name.startswith("git") for name in world["guests"][Role.BUILDER]["packages"])
+    assert {"git", "nix-bin"} <= {*PACKAGES, *ROLE_PACKAGES[Role.BUILDER]}
+    assert set(ROLE_PACKAGES) == {Role.BUILDER}, "other roles with images of their own need modules that say the same"

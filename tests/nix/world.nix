@@ -92,6 +92,10 @@ in
         dhcp = config.networking.useDHCP;
       };
       packages = map (package: package.name) config.environment.systemPackages;
+      nix = {
+        inherit (config.nix) enable;
+        settings = if config.nix.enable then config.nix.settings else { };
+      };
       links = config.systemd.tmpfiles.rules;
     }
   ) roles;

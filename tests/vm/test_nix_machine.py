@@ -24,7 +24,7 @@ from mvm.host.app import Host, open_host
 from mvm.host.build_machines import Size
 from mvm.host.locations import Locations, locate
 from mvm.host.programs import builder_image
-from mvm.image.base import FILES, MANIFEST
+from mvm.image.base import FILES, MANIFEST, Manifest
 from mvm.model.entities import Pool, PoolSpec
 from mvm.model.errors import MvmError
 from mvm.model.ids import PoolId, TenantId
@@ -79,18 +79,18 @@ def tap_of(machine: Machine) -> int | None:
 
 
 @pytest.fixture(scope="module")
-def image_in_advance(tmp_path_factory: pytest.TempPathFactory) -> None:
+def image_in_advance(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image of a builder's machine is there: its packages come from where the tests' own network does not lead."""
     if not (readiness := builder().probe()).usable:
         pytest.skip(f"no image can be built: {readiness.reason}")
     locations = locate({"state_dir": str(tmp_path_factory.mktemp("builder"))})
     with pytest.MonkeyPatch.context() as patch, outside():
         patch.setenv("MVM_IMAGE_CACHE", str(cache()))
-        builder_image(locations).make(lambda _step: None)
+        return builder_image(locations).make(lambda _step: None)
 
 
 @pytest.fixture
-async def host(monkeypatch: pytest.MonkeyPatch, image_in_advance: None) -> AsyncIterator[Host]:
+async def host(monkeypatch: pytest.MonkeyPatch, image_in_advance: Path) -> AsyncIterator[Host]:
     """An agent's parts on this host, with a tenant."""
     monkeypatch.setenv("MVM_IMAGE_CACHE", str(cache()))
     monkeypatch.setenv("NIX_CONFIG", "substituters =")
@@ -138,6 +138,12 @@ async def pool_of(host: Host, directory: Path, script: str = SCRIPT) -> Pool:
     (directory / "image.sh").write_text(script)
     spec = PoolSpec(pool_id=WORKERS, role=Role.WORKER, flake=f"path:{directory}")
     return await host.pools.create(ALICE, spec, actor="test")
+
+
+def test_the_machines_image_has_nix_and_no_openclaw(image_in_advance: Path) -> None:
+    manifest = Manifest.read(image_in_advance)
+    assert (manifest.role, manifest.node, manifest.openclaw) == ("builder", "", "")
+    assert {"nix-bin", "git", "busybox-static"} <= manifest.packages.keys()
 
 
 async def test_a_flake_is_built_in_a_machine_and_its_image_arrives(host: Host, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def image_checks(locations: Locations) -> Iterator[Finding]:
     cache = image_cache(locations)
     readiness = DebianBuilder(cache).probe()
     yield image_builder(readiness)
-    yield nix_builder(NixBuilder(cache))
+    yield nix_machine(locations, readiness) if locations.nix_build == "machine" else nix_builder(NixBuilder(cache))
     if readiness.usable:
         with tempfile.TemporaryDirectory(prefix="mvm-doctor-") as directory:
             yield kernel_package(Path(directory))
@@ -61,6 +61,22 @@ def nix_builder(builder: NixBuilder) -> Finding:
     except MvmError as error:
         return Finding(name=name, verdict=Verdict.WARNING, found=error.message, matters=matters, remedy=error.hint)
     return Finding(name=name, verdict=Verdict.OK, found=f"{readiness.reason}, and opens its store", matters=matters)
+
+
+def nix_machine(locations: Locations, image: Readiness) -> Finding:
+    """Whether flakes can be built in machines, as far as that is known without making one."""
+    problem, remedy = (None if image.usable else f"no image for one can be made: {image.reason}"), image.remedy
+    if locations.runtime == "process":
+        problem, remedy = "the runtime process has no machines", "leave runtime out, or say qemu"
+    return Finding(
+        name="nix",
+        verdict=Verdict.OK if problem is None else Verdict.WARNING,
+        found="flakes are built in machines"
+        if problem is None
+        else f"flakes are to be built in machines, and {problem}",
+        matters="nix_build is 'machine': a pool that names a flake is refused where that cannot be done",
+        remedy=remedy if problem else None,
+    )
 
 
 def kernel_package(directory: Path) -> Finding:

@@ -60,7 +60,7 @@ MOST_SOURCES = 512 * 2**20
 WAIT_SECONDS = 0.2
 
 _WORK = "builds"
-_CONTENT, _STATE = "content", "state"
+_CONTENT, _STATE, _ABOUT = "content", "state", "about.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ class BuildMachines:
             machine = self._loop.run(self._plan(for_whom, runtime, image))
             on_progress(Progress(text="making a machine to build in"))
             try:
-                self._fill(machine, sources)
+                self._fill(machine, sources, runtime.name)
                 step = Progress(text="booting a machine to build in")
                 guest = _Guest(runtime, machine, self._guests)
                 place = MachinePlace(
@@ -163,8 +163,16 @@ class BuildMachines:
         if not runtime.capabilities.images:
             return
         for left in sorted((self._directories.state_dir / _WORK).glob("i-*")):
+            about = _about(left)
+            if about.get("runtime", runtime.name) != runtime.name:
+                continue  # another one knows its process
             log.info("removing a machine that was built in", instance=left.name)
             await self._end(self._somebodys(InstanceId(left.name)), runtime)
+            tenant = TenantId(about.get("tenant", ""))
+            if runtime.capabilities.networks and tenant in self._catalog.tenants:
+                # What was put in place for it goes as it would have gone.
+                await self._networks.admit_builder(tenant)
+                await self._networks.dismiss_builder(tenant)
 
     @contextmanager
     def _only_one(self, on_progress: OnProgress) -> Iterator[None]:
@@ -214,10 +222,12 @@ class BuildMachines:
             uid=addresses.instance_uid(net_id, octet) if self._directories.own_uids else None,
         )
 
-    def _fill(self, machine: Machine, sources: Mapping[Path, str]) -> None:
+    def _fill(self, machine: Machine, sources: Mapping[Path, str], runtime: str) -> None:
         """Make its directories, and its data drive with what it is told and what comes along."""
         for directory in (machine.state_dir, machine.run_dir):
             directory.mkdir(mode=0o700, parents=True)
+        about = {"runtime": runtime, "tenant": machine.ref.tenant_id}
+        (machine.state_dir.parent / _ABOUT).write_text(json.dumps(about))
         free = shutil.disk_usage(machine.state_dir).free // 2**20
         if free < self._size.free_mib:
             raise Unavailable(
@@ -321,6 +331,14 @@ def configuration(machine: Machine, dns: Sequence[str]) -> dict[str, object]:
         "mem_mib": machine.mem_mib,
         "allow_exec": True,
     }
+
+
+def _about(directory: Path) -> dict[str, str]:
+    """Whose machine it was that has left a directory; nothing where it did not get so far."""
+    try:
+        return {str(name): str(value) for name, value in json.loads((directory / _ABOUT).read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _not_here(reason: str, remedy: str | None) -> Readiness:

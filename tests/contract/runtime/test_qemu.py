@@ -22,6 +22,7 @@ from tests.contract.network.world import namespaces_work, new_host
 from tests.contract.runtime.bench import Bench, Subject
 from tests.contract.runtime.snapshot_conformance import SnapshotConformance
 
+from mvm.image.base import Manifest, describe_files
 from mvm.model.errors import SnapshotRejected, Unavailable
 from mvm.model.roles import Role
 from mvm.network.taps import open_tap
@@ -164,6 +165,33 @@ def kept() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="mvm-"))
     yield directory
     shutil.rmtree(directory)
+
+
+@pytest.fixture
+def ext4_image(small_image: Path, tmp_path: Path) -> Path:
+    """The same image with its root as ext4, as a flake may have made it."""
+    image, tree = tmp_path / "image", tmp_path / "root"
+    shutil.copytree(small_image, image, ignore=shutil.ignore_patterns("rootfs.erofs"))
+    root = str(image / "rootfs.ext4")
+    unpack = ["fsck.erofs", f"--extract={tree}", "--preserve", str(small_image / "rootfs.erofs")]
+    pack = ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-d", str(tree), root, "512M"]
+    for command in (unpack, pack):
+        subprocess.run(command, capture_output=True, check=True, timeout=120)
+    manifest = Manifest.read(image)
+    files = describe_files(image, ("vmlinux", "initrd", "rootfs.ext4"))
+    manifest.model_copy(update={"files": files, "kernel_arguments": ("rootfstype=ext4",)}).write(image)
+    return image
+
+
+async def test_a_root_of_ext4_boots_like_any_other(ext4_image: Path, kept: Path, short_directory: Path) -> None:
+    bench = QemuBench(short_directory, ext4_image, kept)
+    try:
+        subject = await bench.new()
+        await subject.start_ready()
+        assert (await subject.execute("ls", "/proc/fs/ext4")).split() == ["vda", "vdb"]
+        assert await subject.execute("sh", "-c", "echo written >/etc/there && cat /etc/there") == "written\n"
+    finally:
+        await bench.close()
 
 
 class TestQemuRuntime(SnapshotConformance):

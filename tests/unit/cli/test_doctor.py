@@ -146,6 +146,16 @@ def test_a_host_without_nix_misses_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert (found.verdict, found.found) == (Verdict.OK, "not used: there is no nix on this host")
 
 
+def test_flakes_in_machines_need_a_runtime_that_has_some_and_an_image(locations: Locations) -> None:
+    able = Readiness(usable=True, reason="all is there")
+    assert image_checks.nix_machine(replace(locations, runtime="qemu"), able).verdict is Verdict.OK
+    without = image_checks.nix_machine(replace(locations, runtime="process"), able)
+    assert (without.verdict, without.remedy) == (Verdict.WARNING, "leave runtime out, or say qemu")
+    unable = image_checks.nix_machine(locations, Readiness(usable=False, reason="not root", remedy="be root"))
+    assert (unable.verdict, unable.remedy) == (Verdict.WARNING, "be root")
+    assert "no image for one can be made: not root" in unable.found
+
+
 def test_nix_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = NixWorld(tmp_path / "nix")
     world.install()

@@ -101,3 +101,13 @@ def test_a_missing_program_is_named_with_its_package(tmp_path: Path, monkeypatch
     with pytest.raises(Unavailable, match=r"mkfs\.ext4 is not installed") as refused:
         images.make_ext4(tmp_path / "data.img", mib=64)
     assert "e2fsprogs" in (refused.value.hint or "")
+
+
+def test_a_data_drive_can_begin_with_something_on_it(tmp_path: Path) -> None:
+    (tmp_path / "content/build").mkdir(parents=True)
+    (tmp_path / "content/build/config.json").write_text("{}")
+    image = tmp_path / "data.img"
+    images.make_ext4(image, mib=64, content=tmp_path / "content")
+    command = ["debugfs", "-R", "cat /build/config.json", str(image)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout == "{}"
+    assert image.stat().st_blocks * 512 < 32 << 20

@@ -204,6 +204,10 @@ async def test_what_an_agent_that_was_killed_has_left_is_removed(world: World) -
         await asyncio.to_thread(world.inside)
     assert len(world.runtime.processes) == 1
     world.runtime.on_step = lambda _step: None
+    another = InstantRuntime(name="another")
+    another.capabilities = world.runtime.capabilities
+    await world.machines.clear_unfinished(another)
+    assert len(list((world.directory / "s/builds").iterdir())) == 1, "its process would never be found"
     await world.machines.clear_unfinished(world.runtime)
     assert world.left_over() == []
 

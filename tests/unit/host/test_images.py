@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tests.unit.host.services import ALICE, WORKERS, Services
@@ -17,7 +18,8 @@ from mvm.host.images import Images
 from mvm.host.locations import locate
 from mvm.host.programs import image_builders
 from mvm.host.progress import silent
-from mvm.image.base import Contents, OnProgress
+from mvm.image.base import Contents, OnProgress, Readiness
+from mvm.image.nix import NixBuilder, NixMachineBuilder
 from mvm.image.revisions import Revisions
 from mvm.model.entities import Pool, PoolSpec
 from mvm.model.errors import Conflict, MvmError, Unavailable
@@ -85,9 +87,25 @@ async def world(services: Services, tmp_path: Path) -> AsyncIterator[World]:
     await images.close()
 
 
+class NoMachines:
+    """Nothing can be built in machines (`mvm.image.nix.place.Machines`)."""
+
+    def probe(self) -> Readiness:
+        return Readiness(usable=False, reason="there are none")
+
+    def stale(self) -> list[Path]:
+        return []
+
+    def machine(self, tenant: str, sources: Mapping[Path, str], on_progress: OnProgress) -> NoReturn:
+        raise Unavailable("there are none")
+
+
 def test_an_agent_builds_with_debians_packages_and_with_nix(tmp_path: Path) -> None:
-    locations = locate({"state_dir": str(tmp_path / "state"), "run_dir": "/tmp/mvm-none"}, {}, tmp_path)
-    assert [builder.name for builder in image_builders(locations)] == ["debian", "nix"]
+    settings = {"state_dir": str(tmp_path / "state"), "run_dir": "/tmp/mvm-none"}
+    for where, kind in (("host", NixBuilder), ("machine", NixMachineBuilder)):
+        locations = locate({**settings, "nix_build": where}, {}, tmp_path)
+        debian, nix = image_builders(locations, NoMachines())
+        assert (debian.name, nix.name, type(nix)) == ("debian", "nix", kind)
 
 
 async def test_a_pool_without_an_image_gets_one_and_keeps_it(world: World) -> None:

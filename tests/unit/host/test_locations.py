@@ -196,3 +196,11 @@ def test_a_home_that_nobody_has_is_a_path_like_any_other(tmp_path: Path) -> None
 def test_any_text_is_a_configuration_or_refused(text: str) -> None:
     with contextlib.suppress(InvalidInput):
         parse_config(Path("mvm.toml"), text)
+
+
+def test_where_flakes_are_built_is_set_like_anything_else(tmp_path: Path) -> None:
+    assert locate({}, {}, tmp_path).nix_build == "host"
+    assert locate({}, {"MVM_NIX_BUILD": "machine"}, tmp_path).nix_build == "machine"
+    with pytest.raises(InvalidInput, match=r"nix_build 'cloud' is unknown \(environment MVM_NIX_BUILD\)") as refused:
+        locate({}, {"MVM_NIX_BUILD": "cloud"}, tmp_path)
+    assert refused.value.hint == "it is one of: host, machine"

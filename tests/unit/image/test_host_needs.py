@@ -10,7 +10,7 @@ import pytest
 from tests.standins.waiting import until
 from tests.unit.image.samples import CONTENTS
 
-from mvm.image.base import BuildRequest
+from mvm.image.base import BuildRequest, GuestContents
 from mvm.image.commands import run
 from mvm.image.debian import DebianBuilder, builder, host
 from mvm.model.errors import InvalidInput, MvmError, TimedOut, Unavailable
@@ -96,3 +96,13 @@ async def test_a_command_is_watched_and_ended_with_what_it_started(tmp_path: Pat
 def test_a_command_that_hangs_is_given_up() -> None:
     with pytest.raises(TimedOut, match="the step was given up"):
         run([sys.executable, "-c", "import time; time.sleep(60)"], what="the step", hint="", limit=0.1)
+
+
+def test_role_builder_has_an_image_of_its_own_without_openclaw(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(builder, "missing_packages", no_packages_missing)
+    monkeypatch.setattr(builder.os, "geteuid", lambda: 0)
+    debian = DebianBuilder(tmp_path)
+    assert [debian.serves(role) for role in ("builder", "worker", "gateway")] == ["builder", "", ""]
+    only_mvms = GuestContents(zipapp=tmp_path / "guest.pyz", plugin_dir=tmp_path)
+    with pytest.raises(TypeError, match="given nothing to put into an image"):
+        debian.resolve(BuildRequest(contents=only_mvms, role="worker"), lambda progress: None)
