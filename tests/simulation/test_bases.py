@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from copy import copy
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -186,6 +187,10 @@ async def test_an_agent_killed_while_it_makes_a_base_leaves_nothing_of_it(world:
         await world.worker()
     assert len(left_of_bases(world)) == 2
     world.runtime.on_step = lambda step: None
+    another = copy(world.runtime)
+    another.name = "another"  # type: ignore[misc]
+    await world.bases.clear_unfinished(another)
+    assert len(left_of_bases(world)) == 2, "it knows nothing of the process"
     await world.restart_agent()
     assert left_of_bases(world) == []
 

@@ -63,6 +63,8 @@ STALE_SECONDS = 30 * 24 * 3600.0
 """A base that nobody asked for in this time is of an earlier kernel, runtime or size; making one costs minutes."""
 _WORK = ".work"
 _ABOUT = "about.json"
+_RUNTIME = "runtime"
+"""Who runs the machine that a base is being made with, and so knows its process."""
 
 
 class Bases:
@@ -133,6 +135,8 @@ class Bases:
         if not runtime.capabilities.clone:
             return
         for left in sorted((self.directory / _WORK).glob("*")):
+            if (left / _RUNTIME).exists() and (left / _RUNTIME).read_text() != runtime.name:
+                continue
             log.info("removing an unfinished base", key=left.name)
             await self._remove(self._nobody(left.name, _bare(left / "state")), runtime)
         await asyncio.to_thread(trees.clear_removed, self.directory)
@@ -151,7 +155,9 @@ class Bases:
         tell = progress.current()
         machine = self._nobody(key, like)
         await self._remove(machine, runtime)
-        finished = self.directory / _WORK / key / "base"
+        work = self.directory / _WORK / key
+        finished = work / "base"
+        await asyncio.to_thread(_sign, work, runtime.name)
         try:
             tell("making the pool's base: waiting for another machine that boots")
             async with self._slots.boot(slowness=runtime.capabilities.slowness):
@@ -287,6 +293,11 @@ async def serve_nobody(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 
     with contextlib.suppress(FrameError):
         await rpc.serve_connection(reader, writer, answer, parse=messages.parse_host_request)
+
+
+def _sign(work: Path, runtime: str) -> None:
+    work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (work / _RUNTIME).write_text(runtime)
 
 
 def _write_lasting(path: Path, text: str) -> None:
