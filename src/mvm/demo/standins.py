@@ -113,7 +113,8 @@ async def serve(state_file: Path, *, with_parent: bool = False) -> None:
                 if keeper.done():
                     keeper.result()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), _PARENT_CHECK_SECONDS)
+                    async with asyncio.timeout(_PARENT_CHECK_SECONDS):
+                        await ended.wait()
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
         finally:

@@ -143,7 +143,8 @@ async def _end(process: asyncio.subprocess.Process, leader: processes.Identity |
         for member in session():
             processes.send(member.identity, signal.SIGTERM)
         with suppress(TimeoutError):
-            await asyncio.wait_for(_exited(process), END_SECONDS)
+            async with asyncio.timeout(END_SECONDS):
+                await _exited(process)
     await processes.kill_all(session)
     await _exited(process)
 

@@ -96,7 +96,8 @@ class DeliveryForwarder:
         self._stop_listening()
         if self._tasks:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._empty.wait()
         return not self._tasks
 
     async def reopen(self) -> None:

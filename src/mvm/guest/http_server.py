@@ -117,7 +117,8 @@ class HttpServer:
                 del self._callers[caller]
             writer.close()
             with suppress(OSError, asyncio.CancelledError):
-                await asyncio.wait_for(writer.wait_closed(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await writer.wait_closed()
 
     def _too_many(self, caller: str) -> bool:
         if len(self._connections) > self._max_connections:
@@ -146,7 +147,8 @@ class HttpServer:
             wants_close = "close" in request.headers.get("connection", "").lower()
             keep_alive = not wants_close and not self._closing
             writer.write(render_response(outcome, keep_alive=keep_alive, head_only=request.method == "HEAD"))
-            await asyncio.wait_for(writer.drain(), self._body_timeout)
+            async with asyncio.timeout(self._body_timeout):
+                await writer.drain()
             self._busy.discard(task)
             if not keep_alive:
                 return
@@ -166,7 +168,8 @@ class HttpServer:
     ) -> Request | None:
         """The next request, None at a clean end of the connection."""
         try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), limit)
+            async with asyncio.timeout(limit):
+                head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError as error:
             if error.partial:
                 raise HttpError(400, "the request ended within its headers") from None
@@ -186,7 +189,8 @@ class HttpServer:
         if headers.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            body = await asyncio.wait_for(read_body(reader, headers, self._max_body, request=True), self._body_timeout)
+            async with asyncio.timeout(self._body_timeout):
+                body = await read_body(reader, headers, self._max_body, request=True)
         except asyncio.IncompleteReadError:
             raise HttpError(400, "the request ended within its body") from None
         except TimeoutError:

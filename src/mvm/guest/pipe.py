@@ -56,7 +56,8 @@ async def close(writer: asyncio.StreamWriter, seconds: float = 1.0) -> None:
     """Close a connection; one that is broken already is closed too."""
     writer.close()
     with suppress(OSError, TimeoutError):
-        await asyncio.wait_for(writer.wait_closed(), seconds)
+        async with asyncio.timeout(seconds):
+            await writer.wait_closed()
 
 
 async def _carry(

@@ -130,13 +130,15 @@ class SupervisedService:
         self._signal(signal.SIGTERM)
         self.signal_members(signal.SIGCONT)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), grace)
+            async with asyncio.timeout(grace):
+                await self._ended.wait()
             return
         self._note(f"did not end within {grace:g} s: killed")
         self.killed = True
         self._signal(signal.SIGKILL)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), KILL_SECONDS)
+            async with asyncio.timeout(KILL_SECONDS):
+                await self._ended.wait()
 
     def signal_members(self, number: signal.Signals) -> list[Process]:
         """Signal every process of the service; returns them."""

@@ -95,7 +95,8 @@ class Call:
         """Write every frame up to and including the answer, and the last progress whenever there is a long silence."""
         while True:
             try:
-                frame = await asyncio.wait_for(self._frames.get(), heartbeat)
+                async with asyncio.timeout(heartbeat):
+                    frame = await self._frames.get()
             except TimeoutError:
                 frame = self._last_progress
             await write_frame(writer, frame, limit=API_FRAME_LIMIT)
@@ -213,7 +214,8 @@ class ApiServer(Generic[S]):
         try:
             while True:
                 try:
-                    frame = await asyncio.wait_for(ahead, IDLE_SECONDS)
+                    async with asyncio.timeout(IDLE_SECONDS):
+                        frame = await ahead
                     peer.admit()
                     started = self._begin(frame, peer)
                 except TimeoutError:

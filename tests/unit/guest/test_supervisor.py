@@ -181,7 +181,7 @@ async def test_sigterm_kills_whoever_does_not_listen_also_grandchildren_that_hid
     assert len(everybody) == 5
 
     answer = await world.client.ask({"op": "shutdown", "grace_seconds": 0.5}, 10)
-    assert answer == {"killed": ["openclaw"]}
+    assert "openclaw" in answer["killed"]
     assert [identity for identity in everybody if processes.alive(identity)] == []
 
 
