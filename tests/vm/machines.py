@@ -15,6 +15,7 @@ from tests.e2e.operator import CommandFailed, Json, Operator, eventually, kill, 
 from tests.vm.images import STANDIN, cache
 
 from mvm.host.locations import locate
+from mvm.runtime.qemu import accelerator
 
 TENANT, ALICE, BOB = "fam", 5001, 5002
 PATIENCE = 240.0
@@ -22,6 +23,11 @@ PATIENCE = 240.0
 
 FIRST_START_SECONDS = 2400.0
 """The longest wait for the real OpenClaw: two boots, one after the other, of minutes each on an idle machine."""
+
+
+async def as_many(full: int, emulated: int) -> int:
+    """How often something is done with the real OpenClaw: `emulated` where each of its turns takes minutes."""
+    return full if (await accelerator.find()).accelerator.is_hardware else emulated
 
 
 class Machines:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from tests.vm.machines import ALICE, Machines, openclaw_machines
+from tests.vm.machines import ALICE, Machines, as_many, openclaw_machines
 from tests.vm.memory import had_enough, memory, restarts
 from tests.vm.path import the_whole_path
 
@@ -19,6 +19,8 @@ pytestmark = [
 ]
 
 MESSAGES = 60
+MESSAGES_EMULATED = 3
+"""A turn takes two minutes there. The whole conversation is had natively: `tests/e2e/test_sizes.py`."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -29,15 +31,16 @@ async def machines(private_network: None) -> AsyncIterator[Machines]:
 
 async def test_it_is_woken_from_memory_by_a_message(machines: Machines) -> None:
     await the_whole_path(machines)
+    print(f"\nwake of the real OpenClaw, ms: {await machines.stages(await machines.worker())}")
 
 
 async def test_a_worker_of_2048_mib_survives_a_long_conversation(machines: Machines) -> None:
     worker = await machines.worker()
     before = await restarts(machines, worker)
     print(f"\nbefore: {await memory(machines, worker)}")
-    for number in range(MESSAGES):
+    for number in range(await as_many(MESSAGES, MESSAGES_EMULATED)):
         words = f"message {number}: " + "all work and no play " * 50
         assert await machines.say(ALICE, words) == [f"You said: {words}".strip()]
-        if number % 20 == 19:
+        if number % 20 in (2, 19):
             print(f"{number + 1} messages: {await memory(machines, worker)}")
     await had_enough(machines, worker, before=before)
