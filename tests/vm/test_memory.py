@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.openclaw, pytest.mark.slow, pytest.mar
 USERS = {f"user{number:02}": 6001 + number for number in range(20)}
 MESSAGES_EACH = 10
 MESSAGES_EACH_EMULATED = 1
-"""The gateway alone takes the better part of a minute for each there. All are sent natively: `tests/e2e/test_sizes.py`."""
+"""The gateway alone takes the better part of a minute for each. All are sent natively: `tests/e2e/test_sizes.py`."""
 AT_ONCE = 4
 """People who write at the same time: an emulated gateway takes some seconds for each."""
 
@@ -43,7 +43,7 @@ async def ask(crowd: Machines, number: int, senders: Sequence[int]) -> None:
     telegram = crowd.operator.telegram
     sent = {sender: await telegram.say(sender, f"message {number} of {sender}") for sender in senders}
     for sender, message in sent.items():
-        answers = await telegram.wait_for_answers(sender, 1, after=message.number, timeout=PATIENCE)
+        answers = await telegram.wait_for_answers(sender, 1, after=message.number, timeout=2 * PATIENCE)
         assert [answer.text for answer in answers] == [f"You said: message {number} of {sender}"]
 
 
