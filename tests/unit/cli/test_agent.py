@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,11 +67,12 @@ def test_the_state_that_is_kept_is_shown_as_reconcile_takes_it(agent: ScriptedAg
 
 
 @pytest.fixture
-def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Directories in which no agent runs; returns where its socket would be."""
     monkeypatch.setenv("MVM_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("MVM_RUN_DIR", str(tmp_path))
-    return tmp_path / "agent.sock"
+    with tempfile.TemporaryDirectory(prefix="mvm-") as run_dir:  # short, for the socket's sake
+        monkeypatch.setenv("MVM_RUN_DIR", run_dir)
+        yield Path(run_dir) / "agent.sock"
 
 
 def test_the_status_of_no_agent_is_that_none_runs_and_starts_none(
