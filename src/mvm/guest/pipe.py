@@ -13,8 +13,8 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 CHUNK_BYTES = 64 * 1024
 KEEP_ALIVE = (60, 10, 6)
 """Seconds of silence before the first probe, seconds between probes, probes before the peer counts as gone."""
-UNACKNOWLEDGED_SECONDS = 60.0
-"""How long the kernel goes on sending to a peer that confirms nothing; left alone it takes a quarter of an hour."""
+UNACKNOWLEDGED_SECONDS = 120.0
+"""How long the kernel goes on sending to a peer that takes nothing; left alone it does for a quarter of an hour."""
 HALF_OPEN_SECONDS = 30.0
 """How long one direction may go on after the other has ended."""
 

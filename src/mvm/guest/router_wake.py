@@ -93,12 +93,15 @@ class Wakes:
         return found.guest_ip
 
     async def runs(self, worker: Worker) -> bool:
-        """Whether a worker runs, as the host says; also true while the host cannot be asked."""
+        """Whether a worker runs for this gateway, as the host says; also true while the host cannot be asked."""
         try:
             found = await self._host.ask(_query(worker))
-        except (HostUnreachable, HostRefused) as error:
+        except HostUnreachable as error:
             log.debug("nobody knows whether %s runs: %s", worker.key, error)
             return True
+        except HostRefused as error:
+            log.info("%s is not ours any more: %s", worker.key, error)
+            return False
         return found.status == RUNNING
 
     async def close(self) -> None:

@@ -190,7 +190,6 @@ async def open_host(
             contents=lambda on_progress: image_contents(locations, on_progress),
             derived=bases,
         )
-        stack.push_async_callback(images.close)
         bring_up = BringUp(
             catalog=catalog,
             runtimes=known_runtimes,
@@ -360,6 +359,7 @@ async def open_host(
         policy.on_death = reconciler.kick
         preparer.on_gateway_moved = refreshes.gateway_moved
         stack.push_async_callback(networks.close)
+        stack.push_async_callback(images.close)  # a build in a machine has a place in them
         await networks.start()
         explainer = Explainer(
             catalog=catalog,

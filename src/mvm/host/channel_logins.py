@@ -15,9 +15,13 @@ LINES = 100
 """Of OpenClaw's log that are looked at."""
 LOOK_SECONDS = 2.0
 """Between two looks while its start is waited for."""
+LOOK_AFTER_SECONDS = 15.0
+"""Before the first of them: with one channel refused and another one let in, it still becomes ready."""
 SETTLE_SECONDS = 2.0
 """After its start: OpenClaw is ready before a channel has answered, which took 0.3 s (2026.9.6, a local stand-in)."""
 _EXITED = re.compile(r"(\S+) \[(telegram|discord)\] \[[^\]]*\] channel exited: (.*)")
+_STARTED = re.compile(r"mvm \S+ openclaw started ")
+"""A note of the guest's supervisor. New secrets start OpenClaw again, not its machine."""
 _NOT_LET_IN = re.compile(r"unauthori[sz]ed|\b401\b|invalid token|incorrect login", re.IGNORECASE)
 _NAMES = {"telegram": "Telegram", "discord": "Discord"}
 
@@ -27,8 +31,10 @@ class ChannelRefused(Unavailable):
 
 
 def refusal_in(log: str, *, ref: InstanceRef, since: datetime) -> ChannelRefused | None:
-    """The newest refusal in OpenClaw's log; lines from before `since` are of other starts, perhaps of other tokens."""
+    """The newest refusal since OpenClaw was last started, and `since`: what was before may be of another token."""
     for line in reversed(log.splitlines()):
+        if _STARTED.match(line):
+            return None
         found = _EXITED.match(line)
         if found is None or not _NOT_LET_IN.search(found[3]) or not _is_after(found[1], since):
             continue

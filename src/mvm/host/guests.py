@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import structlog
 
-from mvm.host.channel_logins import LINES, LOOK_SECONDS, ChannelRefused, refusal_in
+from mvm.host.channel_logins import LINES, LOOK_AFTER_SECONDS, LOOK_SECONDS, ChannelRefused, refusal_in
 from mvm.host.clock import Clock
 from mvm.host.reports import Activity, Report, Reports
 from mvm.model.entities import ProcessIdentity
@@ -129,7 +129,7 @@ class Guests:
         Raises `TimedOut` after `limit` seconds, and `Unavailable` as soon as it is known that it does not come up.
         """
         deadline, since = self._clock.monotonic() + limit, self._clock.now()
-        next_look = self._clock.monotonic() + LOOK_SECONDS
+        next_look = self._clock.monotonic() + LOOK_AFTER_SECONDS * runtime.capabilities.slowness
         instance = machine.ref.instance_id
         restarts_before: int | None = None
         # A service that is too slow for limits of its own gets there after a few attempts.

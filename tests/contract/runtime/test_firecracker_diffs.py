@@ -6,6 +6,7 @@ share no blocks; what is copied then is the same.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -250,6 +251,22 @@ async def test_an_agent_that_is_killed_while_it_merges_leaves_all_or_nothing(
         return
     assert snapshot is None
     await goes_on_and_sleeps_whole(bench, subject)
+
+
+async def test_a_full_disk_after_a_wake_costs_the_next_diff_and_nothing_else(
+    bench: StandinBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = await started(bench)
+    snapshot = await save(bench, subject)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(lineage, "_named", full)
+        await wake(bench, subject, snapshot)
+    await save(bench, subject)
+    assert kinds(bench) == ["Full", "Full"]
 
 
 async def test_a_machine_that_is_killed_leaves_nothing_to_build_upon(bench: StandinBench) -> None:

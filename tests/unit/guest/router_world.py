@@ -37,6 +37,7 @@ class HostDesk:
         self.code: str | None = "K7QF3M"
         self.on_wake: Any = None
         self.status = "sleeping"
+        self.unknown = ""
         self.questions = 0
         self._server: asyncio.Server | None = None
 
@@ -74,6 +75,8 @@ class HostDesk:
                 return messages.WakeResult(success=True, guest_ip=ip, state="running")
             case messages.QueryInstanceStatus():
                 self.questions += 1
+                if self.unknown:
+                    raise rpc.Refusal(self.unknown)
                 return messages.InstanceStatus(status=self.status, guest_ip=self.addresses[request.instance_id])
             case messages.RequestPairing():
                 self.pairings.append(request.peer)

@@ -276,7 +276,8 @@ async def test_a_connection_dropped_before_the_answer_is_made_again(world: World
     await writer.wait_closed()
 
 
-async def test_a_turn_whose_worker_ended_without_a_word_is_hung_up(world: World) -> None:
+@pytest.mark.parametrize("gone", ["stopped", "refused"])
+async def test_a_turn_whose_worker_ended_without_a_word_is_hung_up(world: World, gone: str) -> None:
     await world.restart_router(silence_seconds=0.05)
     reader, writer, _ = await world.open_ws()
     world.worker.silent.set()
@@ -288,7 +289,7 @@ async def test_a_turn_whose_worker_ended_without_a_word_is_hung_up(world: World)
     assert await asyncio.wait_for(reader.readline(), 5) == b"STILL HERE\n"
 
     world.worker.silent.set()
-    world.host.status = "stopped"
+    setattr(world.host, "unknown" if gone == "refused" else "status", gone)
     with suppress(ConnectionResetError):
         assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.close()

@@ -51,6 +51,7 @@ def test_a_channel_that_does_not_know_the_bot_is_told_with_what_to_type() -> Non
         log(WHEN).replace("channel exited", "said hello"),
         f"{WHEN.isoformat()} [telegram] [default] channel exited: the network is down",
         "channel exited: 401",
+        log(WHEN) + "mvm 2026-11-29T12:00:00Z openclaw started as process 77\n",
     ],
 )
 def test_what_an_earlier_start_said_or_another_trouble_is_no_refusal(text: str) -> None:

@@ -407,7 +407,11 @@ def _prepare_boot(machine: Machine, places: Files) -> None:
 def _used(places: Files, process: Identity | None) -> None:
     """The guest runs. What it went on from is kept for its next sleep where `process` tells whose it is."""
     if process is not None:
-        lineage.keep(places, process)
+        try:
+            lineage.keep(places, process)
+        except OSError as error:
+            log.warning("%s: its next sleep writes everything: %s", places.instance, error)
+            lineage.forget(places)
     snapshots.remove_used(places)
 
 
