@@ -112,6 +112,13 @@ def test_a_root_of_ext4_must_be_one_that_was_unmounted(store: Path) -> None:
         take(store / "other")
 
 
+@pytest.mark.parametrize("size", [0x43A, 0x460, 2047])
+def test_a_root_of_ext4_that_ends_within_its_superblock_is_none(size: int, store: Path) -> None:
+    output = with_ext4(write_image(store / "image"), superblock()[:size])
+    with pytest.raises(InvalidInput, match=r"rootfs\.ext4 of what was built is not an ext4 file system"):
+        take(output)
+
+
 def test_an_image_has_one_root(store: Path) -> None:
     output = write_image(store / "image")
     (output / EXT4).write_bytes(superblock())

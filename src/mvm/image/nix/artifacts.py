@@ -44,6 +44,7 @@ _MAGIC = {
 }
 """What a file is known by: where in it is what, and what is then said of one without it."""
 _EXT4_INCOMPATIBLE, _EXT4_NEEDS_RECOVERY = 1024 + 0x60, 0x4
+_EXT4_SUPERBLOCK_ENDS = 2048
 _ROOT_KIND = "rootfstype="
 """Kernel argument by which the initial RAM disk knows how to mount the root."""
 _KERNELS_OF_ANY_FORM = ("aarch64",)
@@ -157,9 +158,10 @@ def _check_form(path: Path, name: str) -> None:
     with path.open("rb") as file:
         file.seek(offset)
         fits = file.read(len(magic)) == magic
+        whole = kind != "ext4" or path.stat().st_size >= _EXT4_SUPERBLOCK_ENDS
         file.seek(_EXT4_INCOMPATIBLE)
-        unsettled = kind == "ext4" and fits and bool(file.read(1)[0] & _EXT4_NEEDS_RECOVERY)
-    if not fits or not path.stat().st_size:
+        unsettled = kind == "ext4" and fits and any(byte & _EXT4_NEEDS_RECOVERY for byte in file.read(1))
+    if not fits or not whole or not path.stat().st_size:
         raise InvalidInput(f"{name} of what was built is not {form}", hint=_HINT)
     if unsettled:  # a journal cannot be played back on a drive that nobody may write to
         raise InvalidInput(f"{name} of what was built was not unmounted", hint=_HINT)
