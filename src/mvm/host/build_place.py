@@ -19,6 +19,8 @@ from typing import IO, Protocol
 from mvm.guest.exec import TIMEOUT_STATUS
 from mvm.host.in_loop import InLoop
 from mvm.image.base import OnProgress
+from mvm.image.nix.place import MOST_PRINTED
+from mvm.image.nix.program import too_much_printed
 from mvm.model.errors import InvalidInput, TimedOut, Unavailable
 from mvm.openclaw.install import Progress
 from mvm.runtime.base import Connection
@@ -40,7 +42,7 @@ QUERY_SECONDS = 60
 POLL_SECONDS = 1.0
 """How often it is asked for what nix has told."""
 MOST_TOLD = 256 * 2**20
-"""Bytes that one run of nix may tell; a flake that prints for ever is not to fill this host's disk."""
+"""Bytes that one run of nix may tell while it works; a flake that prints for ever is not to fill this host's disk."""
 MOST_FETCHED = 16 * 2**30
 """Bytes of an image."""
 LEAST_LEFT = 2**30
@@ -157,36 +159,41 @@ class MachinePlace:
         command = ["/bin/sh", "-c", _INTO_FILES, ROOM, "/usr/bin/env", *variables, *arguments]
         began = time.monotonic()
         running = asyncio.create_task(self._guest.execute(command, seconds=max(1, round(limit))))
-        told = _Told(f"{ROOM}/stderr", errors)
+        told = _Told(f"{ROOM}/stderr", errors, most=MOST_TOLD)
         try:
             while not running.done():
                 await asyncio.wait([running], timeout=POLL_SECONDS)
                 if not running.done():
                     with suppress(Unavailable):  # a machine that is busy says it the next time
-                        await self._follow(told)
+                        await self._follow_errors(told)
             result = running.result()
         except Unavailable as error:
             raise Unavailable(f"{what} failed: {error.message}", hint="did its machine run out of memory?") from error
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-        await self._follow(told)
+        await self._follow_errors(told)
         if result.status == TIMEOUT_STATUS and time.monotonic() - began >= limit:
             raise TimedOut(f"{what} was given up after {limit:.0f} s", hint="is the network stuck?")
-        await self._follow(_Told(f"{ROOM}/stdout", output))
+        if not await self._follow(_Told(f"{ROOM}/stdout", output, most=MOST_PRINTED)):
+            raise too_much_printed(what)
         return result.status
 
-    async def _follow(self, told: _Told) -> None:
-        """Copy what has been told since the last time."""
+    async def _follow_errors(self, told: _Told) -> None:
+        if not await self._follow(told):
+            raise InvalidInput(f"nix told more than {told.most // _MIB} MiB", hint="tell who keeps the flake")
+
+    async def _follow(self, told: _Told) -> bool:
+        """Copy what has been told since the last time; whether it is no more than it may be."""
         while True:
             piece = await self._piece(told.path, told.bytes)
             told.bytes += len(piece)
-            if told.bytes > MOST_TOLD:
-                raise InvalidInput(f"nix told more than {MOST_TOLD // _MIB} MiB", hint="tell who keeps the flake")
+            if told.bytes > told.most:
+                return False
             told.target.write(piece)
             told.target.flush()
             if len(piece) < MAX_OUTPUT:
-                return
+                return True
 
     async def _piece(self, path: str, at: int) -> bytes:
         """As much of a file from a place on as an answer holds; nothing of one that is not there (yet)."""
@@ -249,6 +256,7 @@ class _Told:
 
     path: str
     target: IO[bytes]
+    most: int
     bytes: int = 0
 
 

@@ -223,6 +223,13 @@ async def test_nix_may_not_tell_without_end(subject: Subject, tmp_path: Path, mo
     nothing_is_left(subject, tmp_path)
 
 
+async def test_nix_may_not_print_without_end(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_place, "MOST_PRINTED", 100)
+    with pytest.raises(InvalidInput, match=r"reading the flake .*: nix printed more than"):
+        await subject.build()
+    nothing_is_left(subject, tmp_path)
+
+
 async def test_what_nix_tells_arrives_whole_however_much_it_is(subject: Subject, tmp_path: Path) -> None:
     lines = [hashlib.sha256(str(number).encode()).hexdigest() * 8 for number in range(600)]
     subject.package["log"] = lines

@@ -401,3 +401,30 @@ def test_a_request_needs_nothing_of_this_host(nix: NixBuilder, nix_world: NixWor
     nix_world.flake(FLAKE, IMAGE, profiles=PROFILES)
     assert not nix.needs_contents
     assert nix.resolve(replace(ask(), contents=None), quiet).digest
+
+
+def test_json_that_is_nested_without_end_is_none() -> None:
+    with pytest.raises(Unavailable, match="asking gave no JSON"):
+        program.as_json("[" * 100_000, "asking")
+
+
+@pytest.mark.parametrize("name", ["url", "derivation"])
+def test_a_name_that_nobody_would_give_is_refused(name: str, nix: NixBuilder, nix_world: NixWorld) -> None:
+    nix_world.flake(FLAKE, IMAGE, profiles=PROFILES)
+    flake = nix_world.flakes[FLAKE]
+    if name == "url":
+        flake["narHash"] = "x" * 2000
+    else:
+        flake["packages"][SYSTEM][IMAGE]["derivation"] = "/nix/store/" + "x" * 2000
+    nix_world.save()
+    with pytest.raises(InvalidInput, match="nix gave a name of more than 1024 characters"):
+        nix.resolve(ask(), quiet)
+
+
+def test_an_answer_without_end_is_not_read(
+    nix: NixBuilder, nix_world: NixWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "MOST_PRINTED", 100)
+    nix_world.flake(FLAKE, IMAGE, profiles=PROFILES)
+    with pytest.raises(InvalidInput, match="nix printed more than 100 bytes"):
+        nix.resolve(ask(), quiet)

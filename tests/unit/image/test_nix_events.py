@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
-from mvm.image.nix.events import TAIL, Lines, Told
+from mvm.image.nix.events import LONGEST_ERROR, LONGEST_NAME, MOST_ERRORS, MOST_RUNNING, TAIL, Lines, Told
 from mvm.image.nix.explain import lacks_attribute, reason
 from mvm.openclaw.install import Progress
 
@@ -134,6 +135,40 @@ def test_what_is_not_known_is_passed_over() -> None:
     so_far = told(*odd)
     assert so_far.step() == Progress(text="doing something")
     assert so_far.errors == []
+
+
+def test_however_much_is_told_only_so_much_is_kept() -> None:
+    so_far = Told("doing something")
+    for number in range(MOST_RUNNING + 10):
+        so_far.take(line(action="start", id=number, level=3, text="x" * 2 * LONGEST_NAME, type=112))
+        so_far.take(line(action="msg", level=0, msg=f"error: {'x' * 2 * LONGEST_ERROR} {number}"))
+        so_far.take(line(action="result", id=0, type=106, fields=[number, 1]))
+    assert len(so_far._running) == MOST_RUNNING
+    assert len(so_far.step().text) == LONGEST_NAME
+    assert len(so_far.errors) == MOST_ERRORS
+    assert {len(error) for error in so_far.errors} == {LONGEST_ERROR}
+    assert [so_far.errors[0][-2:], so_far.errors[-1][-5:]] == [" 0", f" {MOST_RUNNING + 9}"]
+    assert len(so_far._expected) <= 2
+    for number in range(MOST_RUNNING + 10):
+        so_far.take(line(action="stop", id=number))
+    so_far.take(line(action="start", id="1" * 9000, level=3, text="", type=112))
+    assert (so_far._running, len(so_far._ended)) == ({}, 0)
+
+
+def test_numbers_and_nesting_without_end_are_passed_over() -> None:
+    begun = line(action="start", id=4, level=3, text="copying path", type=100)
+    endless = ["9" * 4000, 10**4000]
+    so_far = told(begun, line(action="result", id=4, type=105, fields=endless), "@nix " + "[" * 100_000)
+    so_far.take('@nix {"action": "start", "id": Infinity, "type": 100, "text": "", "level": 0}')
+    total = so_far.step().total
+    assert total is not None
+    assert len(str(total)) < 20
+
+
+def test_advice_without_an_end_takes_no_time() -> None:
+    began = time.process_time()
+    told("(use '--show-trace'" * 60_000)
+    assert time.process_time() - began < 5
 
 
 def test_lines_come_whole_however_they_are_written() -> None:

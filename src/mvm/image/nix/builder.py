@@ -118,7 +118,7 @@ class NixWork:
             )
             if (gave := _derivation_of(as_json(text, what))) != inputs.source.derivation:
                 raise Unavailable(
-                    f"{what} gave something else than was found at first: {gave or 'nothing'}",
+                    f"{what} gave something else than was found at first: {gave[:100] or 'nothing'}",
                     hint="the flake, or what it takes in and does not lock, has changed meanwhile: try again",
                 )
             output = place.fetch(link, _FILES, directory, on_progress)

@@ -21,12 +21,20 @@ from mvm.telemetry.printable import printable
 TAIL = 12
 """Lines of builders that are remembered for an error."""
 
+MOST_RUNNING = 4096
+"""Activities that are known at a time; of more, nothing is shown."""
+MOST_ERRORS = 50
+LONGEST_ERROR = 4096
+LONGEST_NAME = 1024
+"""Characters that are kept; who tells may be in a machine and somebody else's, and tells as much as it likes."""
+
 _PREFIX = "@nix "
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _STORE_NAME = re.compile(r".*/[a-z0-9]{32}-(.+?)(?:\.drv)?$")
-_ADVICE = re.compile(r"\(use '--show-trace'[^)]*\)")
+_ADVICE = re.compile(r"\(use '--show-trace'[^)]{0,200}\)")
 _ERROR = re.compile(r"^error:\s+")
 _MIB = 2**20
+_MOST_BYTES = 2**63
 
 
 class Activity(IntEnum):
@@ -88,7 +96,7 @@ class Told:
         try:
             event = json.loads(line.removeprefix(_PREFIX))
             return self._event(event)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
             return None  # of a form that is not known here: only less is shown
 
     def step(self) -> Progress:
@@ -110,16 +118,20 @@ class Told:
         """A line that is no event: nix before it knows how to log, or a program that it has started."""
         text = _readable(line)
         if text.startswith("error: "):
-            self.errors.append(_ERROR.sub("", text))
+            self._failed(text)
         return text or None
+
+    def _failed(self, text: str) -> None:
+        """Remember an error: the first ones and, as nix says at its end what counts, the last one."""
+        self.errors[MOST_ERRORS - 1 :] = [_ERROR.sub("", text)[-LONGEST_ERROR:]]
 
     def _event(self, event: dict[str, Any]) -> str | None:
         match event["action"]:
             case "start":
                 return self._start(event)
             case "stop":
-                ended = self._running.pop(event["id"], None)
-                if ended is not None:
+                ended = self._running.pop(int(event["id"]), None)
+                if ended is not None and ended.kind in _COUNTED.values():
                     self._ended[ended.kind] += max(ended.done, ended.expected)
             case "result":
                 return self._result(event)
@@ -129,27 +141,28 @@ class Told:
 
     def _start(self, event: dict[str, Any]) -> str | None:
         kind, text, fields = int(event["type"]), _readable(str(event["text"])), event.get("fields", [])
-        name = _store_name(str(fields[0])) if kind == Activity.BUILD else text
-        self._running[event["id"]] = _Running(kind, name)
+        name = _store_name(str(fields[0])[:LONGEST_NAME]) if kind == Activity.BUILD else text[:LONGEST_NAME]
+        if len(self._running) < MOST_RUNNING:
+            self._running[int(event["id"])] = _Running(kind, name)
         return text if kind in _LOGGED and text else None
 
     def _result(self, event: dict[str, Any]) -> str | None:
-        running, fields = self._running.get(event["id"]), event.get("fields", [])
+        running, fields = self._running.get(int(event["id"])), event.get("fields", [])
         if event["type"] == Result.LOG_LINE:
             line = _readable(str(fields[0]))
             self.tail.append(line)
             return f"{running.name if running else 'builder'}> {line}"
         if event["type"] == Result.PROGRESS and running is not None:
-            running.done, running.expected = int(fields[0]), int(fields[1])
+            running.done, running.expected = _bytes(fields[0]), _bytes(fields[1])
             if running.kind == Activity.BUILDS:
                 self._built = running.done, running.expected
-        if event["type"] == Result.SET_EXPECTED:
-            self._expected[int(fields[0])] = int(fields[1])
+        if event["type"] == Result.SET_EXPECTED and fields[0] in _COUNTED.values():
+            self._expected[int(fields[0])] = _bytes(fields[1])
         return None
 
     def _message(self, level: int, text: str) -> str | None:
         if level == 0 and text:
-            self.errors.append(_ERROR.sub("", text))
+            self._failed(text)
         return text or None
 
 
@@ -178,6 +191,11 @@ class Lines:
 def _readable(text: str) -> str:
     """Without colours and what cannot be printed, and without advice on options that nobody here can give."""
     return printable(_ADVICE.sub("", _COLOURS.sub("", text))).strip()
+
+
+def _bytes(number: Any) -> int:
+    """A number of bytes, or of other things; none is of so many digits that it cannot be shown."""
+    return min(max(int(number), 0), _MOST_BYTES)
 
 
 def _store_name(path: str) -> str:

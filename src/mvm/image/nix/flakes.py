@@ -14,9 +14,12 @@ from mvm.image.nix.explain import lacks_attribute
 from mvm.image.nix.own import INPUT, own_flake
 from mvm.image.nix.profiles import LONGEST, NAME, Profiles
 from mvm.image.nix.program import Nix, as_json
-from mvm.model.errors import MvmError, Unavailable
+from mvm.model.errors import InvalidInput, MvmError, Unavailable
 from mvm.model.roles import Role
 from mvm.openclaw.install import Progress
+
+LONGEST_NAME = 1024
+"""Characters of what nix calls a flake or a derivation, which is kept with the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +83,18 @@ class Lookup:
 
     def derivation(self, flake: Flake, package: str) -> str:
         """Name of what would be built: Nix's digest of everything that decides what comes out."""
+        what = f"evaluating {package} of {flake.called}"
         try:
             text = self._nix.ask(
                 ["path-info", "--derivation", *flake.installable(flake.attribute(self._system, package))],
-                what=f"evaluating {package} of {flake.called}",
+                what=what,
                 on_progress=self._on_progress,
                 on_failure=_none_such,
             )
         except _NoneSuch:
             packages = self._packages(flake)
             raise reference.no_such_output(flake.called, package, self._system, packages) from None
-        return Path(text.strip()).name
+        return Path(_of_a_names_length(text.strip(), what)).name
 
     def _profiles(self, flake: Flake) -> Profiles | None:
         """The flake's `mvm-profiles.toml`, if it has one."""
@@ -123,12 +127,14 @@ class Lookup:
         try:
             url, locked, locks = str(found["url"]), found["locked"], found["locks"]
             subdirectory = str(locked.get("dir", ""))
-            store_path = PurePosixPath(found.get("path") or self._fetched(url, called))
-        except (KeyError, TypeError, AttributeError):
+            for name in (url, subdirectory):
+                _of_a_names_length(name, what)
+            store_path = PurePosixPath(_of_a_names_length(found.get("path") or self._fetched(url, called), what))
+            content = json.dumps([locked.get("narHash"), locked.get("rev"), locks], sort_keys=True)
+        except (KeyError, TypeError, AttributeError, RecursionError):
             raise Unavailable(
                 f"{what}: nix does not say where it is", hint=f"is this a nix of another kind? See {self._nix.log}"
             ) from None
-        content = json.dumps([locked.get("narHash"), locked.get("rev"), locks], sort_keys=True)
         return Flake(
             called=called,
             url=url,
@@ -158,6 +164,15 @@ class Lookup:
         except _NoneSuch:
             return []
         return [str(name) for name in as_json(text, what)]
+
+
+def _of_a_names_length(name: str, what: str) -> str:
+    """A name that nix gave, unless it is longer than any."""
+    if len(name) > LONGEST_NAME:
+        raise InvalidInput(
+            f"{what}: nix gave a name of more than {LONGEST_NAME} characters", hint="tell who keeps the flake"
+        )
+    return name
 
 
 class _NoneSuch(MvmError):

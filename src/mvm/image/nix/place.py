@@ -13,6 +13,9 @@ from typing import IO, Protocol
 
 from mvm.image.base import OnProgress, Readiness
 
+MOST_PRINTED = 4 * 2**20
+"""Bytes that a run of nix may print as its answer, which is read whole."""
+
 
 class Place(Protocol):
     """One place. Methods block, and raise `MvmError`."""

@@ -16,7 +16,7 @@ from mvm.image import commands
 from mvm.image.base import OnProgress
 from mvm.image.nix.events import Lines, Told
 from mvm.image.nix.explain import explain
-from mvm.image.nix.place import Place
+from mvm.image.nix.place import MOST_PRINTED, Place
 from mvm.model.errors import InvalidInput, MvmError, TimedOut, Unavailable
 
 OLDEST = (2, 8)
@@ -165,14 +165,22 @@ class Nix:
             if status:
                 raise on_failure(told) or explain(what, status, told, self.log)
             output.seek(0)
-            return output.read().decode(errors="replace")
+            printed = output.read(MOST_PRINTED + 1)
+            if len(printed) > MOST_PRINTED:
+                raise too_much_printed(what)
+            return printed.decode(errors="replace")
+
+
+def too_much_printed(what: str) -> InvalidInput:
+    """The error of a run whose answer is longer than any that nix gives."""
+    return InvalidInput(f"{what}: nix printed more than {MOST_PRINTED} bytes", hint="tell who keeps the flake")
 
 
 def as_json(text: str, what: str) -> Any:
     """What nix printed, as values."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Unavailable(
             f"{what} gave no JSON: {text[:100]!r}", hint="is this a nix of another kind? `nix --version`"
         ) from None
