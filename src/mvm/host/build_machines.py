@@ -22,7 +22,7 @@ import structlog
 
 from mvm.drives import images
 from mvm.host.bases import serve_nobody
-from mvm.host.build_place import MachinePlace
+from mvm.host.build_place import LEAST_LEFT, MachinePlace
 from mvm.host.builder_image import BuilderImage
 from mvm.host.catalog import Catalog
 from mvm.host.clock import Clock
@@ -59,6 +59,9 @@ MOST_SOURCES = 512 * 2**20
 """Bytes of a flake on this host that come along."""
 WAIT_SECONDS = 0.2
 
+LEAST_DATA_MIB = 1024
+"""A data drive on which an image can be built."""
+
 _WORK = "builds"
 _CONTENT, _STATE, _ABOUT = "content", "state", "about.json"
 
@@ -71,7 +74,7 @@ class Size:
     mem_mib: int = 4096
     """An evaluation of nixpkgs takes up to two GiB, and compilers what they want."""
     data_mib: int = 32 * 1024
-    """At most; what is not written takes nothing."""
+    """At most, and half of what this host's disk can spare; what is not written takes nothing."""
     free_mib: int = 4096
     """What this host's disk must have free before a build begins: a closure, an image, and the image once more."""
 
@@ -195,6 +198,7 @@ class BuildMachines:
 
     async def _plan(self, tenant: Tenant, runtime: Runtime, image: Path) -> Machine:
         """What its runtime is given. Nothing is there of it yet."""
+        data_mib = self._room_for_data()
         place = builder_of(tenant)
         subnet = addresses.parse_subnet(tenant.network.ipv4_subnet)
         networked = runtime.capabilities.networks
@@ -218,9 +222,21 @@ class BuildMachines:
             secrets=state / "secrets",
             config=run / "config",
             image=image,
-            data_mib=self._size.data_mib,
+            data_mib=data_mib,
             uid=addresses.instance_uid(net_id, octet) if self._directories.own_uids else None,
         )
+
+    def _room_for_data(self) -> int:
+        """MiB of a data drive, which whoever builds may fill: as much again is left for the copy of an image."""
+        size, directory = self._size, self._directories.state_dir
+        free, kept = shutil.disk_usage(directory).free // 2**20, LEAST_LEFT // 2**20
+        needed = max(size.free_mib, kept + 2 * min(size.data_mib, LEAST_DATA_MIB))
+        if free < needed:
+            raise Unavailable(
+                f"{directory} has {free} MiB free and a build in a machine needs {needed}",
+                hint="free some space (`mvm pool gc` removes unused images), or let nix build elsewhere",
+            )
+        return min(size.data_mib, (free - kept) // 2)
 
     def _fill(self, machine: Machine, sources: Mapping[Path, str], runtime: str) -> None:
         """Make its directories, and its data drive with what it is told and what comes along."""
@@ -228,12 +244,6 @@ class BuildMachines:
             directory.mkdir(mode=0o700, parents=True)
         about = {"runtime": runtime, "tenant": machine.ref.tenant_id}
         (machine.state_dir.parent / _ABOUT).write_text(json.dumps(about))
-        free = shutil.disk_usage(machine.state_dir).free // 2**20
-        if free < self._size.free_mib:
-            raise Unavailable(
-                f"{machine.state_dir} has {free} MiB free and a build in a machine needs {self._size.free_mib}",
-                hint="free some space (`mvm pool gc` removes unused images), or let nix build elsewhere",
-            )
         content = machine.state_dir.parent / _CONTENT
         room = content / "build"
         (room / "sources").mkdir(parents=True)

@@ -145,7 +145,7 @@ class MachinePlace:
                 text="copying the image out of the machine (MiB)", done=done // _MIB, total=max(1, -(-size // _MIB))
             )
 
-        most = min(MOST_FETCHED, shutil.disk_usage(directory).free - LEAST_LEFT)
+        most = min(MOST_FETCHED, (shutil.disk_usage(directory).free - LEAST_LEFT) // 2)  # it is copied once more
         fetching = self._fetch(str(link), names, output, most, on_bytes)
         self._loop.run(fetching, lambda: on_progress(step))
         return output

@@ -279,6 +279,30 @@ async def test_without_room_it_does_not_begin(world: World) -> None:
     assert (world.runtime.starts, world.left_over()) == (0, [])
 
 
+def with_free(mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=mib * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+
+
+async def test_its_drive_leaves_room_for_what_is_copied_and_for_the_host(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free(1024 + 2 * 1100, monkeypatch)
+    world.machines._size = dataclasses.replace(world.machines._size, data_mib=32 * 1024)
+    machine = await asyncio.to_thread(world.inside)
+    assert machine.data_mib == 1100
+
+
+async def test_a_host_that_can_spare_no_drive_to_build_on_builds_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free(1024 + 2 * 1000, monkeypatch)
+    world.machines._size = dataclasses.replace(world.machines._size, data_mib=32 * 1024)
+    with pytest.raises(Unavailable, match="has 3024 MiB free and a build in a machine needs 3072"):
+        await asyncio.to_thread(world.inside)
+    assert world.left_over() == []
+
+
 async def test_it_is_made_for_a_tenant_that_there_is(world: World) -> None:
     def nobody() -> None:
         with world.machines.machine("nobody", {}, quiet):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -237,6 +238,18 @@ async def test_what_nix_tells_arrives_whole_however_much_it_is(subject: Subject,
     await subject.build()
     (log,) = (tmp_path / "cache/nix").glob("*.log")
     assert [line.partition("> ")[2] for line in log.read_text().splitlines() if f"{IMAGE}-1> " in line] == lines
+
+
+async def test_an_image_that_would_fit_only_once_is_not_fetched(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytes(1024) + b"\xe2\xe1\xf5\xe0" + bytes(2**20)
+    (Path(subject.package["output"]) / ROOTFS).write_bytes(content)
+    usage = shutil.disk_usage("/")._replace(free=build_place.LEAST_LEFT + len(content) * 3 // 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    with pytest.raises(Unavailable, match="are left for it"):
+        await subject.build()
+    nothing_is_left(subject, tmp_path)
 
 
 @pytest.mark.parametrize(
