@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,6 +65,8 @@ LEAST_DATA_MIB = 1024
 
 _WORK = "builds"
 _CONTENT, _STATE, _ABOUT = "content", "state", "about.json"
+_TAP = re.compile(rf"tn[0-9]{{1,4}}i{addresses.BUILDER_OCTET}", re.ASCII)
+"""Names of TAPs that a machine to build in may have had; another one is not removed for what a file says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +173,7 @@ class BuildMachines:
             if about.get("runtime", runtime.name) != runtime.name:
                 continue  # another one knows its process
             log.info("removing a machine that was built in", instance=left.name)
-            await self._end(self._somebodys(InstanceId(left.name)), runtime)
+            await self._end(self._somebodys(InstanceId(left.name), about.get("tap", "")), runtime)
             tenant = TenantId(about.get("tenant", ""))
             if runtime.capabilities.networks and tenant in self._catalog.tenants:
                 # What was put in place for it goes as it would have gone.
@@ -242,7 +245,7 @@ class BuildMachines:
         """Make its directories, and its data drive with what it is told and what comes along."""
         for directory in (machine.state_dir, machine.run_dir):
             directory.mkdir(mode=0o700, parents=True)
-        about = {"runtime": runtime, "tenant": machine.ref.tenant_id}
+        about = {"runtime": runtime, "tenant": machine.ref.tenant_id, "tap": machine.tap}
         (machine.state_dir.parent / _ABOUT).write_text(json.dumps(about))
         content = machine.state_dir.parent / _CONTENT
         room = content / "build"
@@ -284,7 +287,7 @@ class BuildMachines:
         for directory in (machine.state_dir.parent, machine.run_dir):
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
-    def _somebodys(self, instance: InstanceId) -> Machine:
+    def _somebodys(self, instance: InstanceId, tap: str) -> Machine:
         """What is enough of a machine to find and remove it."""
         state, run = self._directories.state_dir / _WORK / instance / _STATE, self._directories.run_dir / "b" / instance
         return Machine(
@@ -296,7 +299,7 @@ class BuildMachines:
             gateway_ip="192.0.2.1",
             prefix=24,
             mac="02:fc:00:00:00:02",
-            tap="",
+            tap=tap if _TAP.fullmatch(tap) else "",
             state_dir=state,
             run_dir=run,
             data=state / "data",

@@ -191,7 +191,27 @@ async def test_a_removal_that_fails_is_not_kept_quiet(world: World) -> None:
     assert world.left_over() == []
 
 
-async def test_what_an_agent_that_was_killed_has_left_is_removed(world: World) -> None:
+def with_networks(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Machines have networks, and none of this host's are touched; what would be done there."""
+    done: list[str] = []
+
+    async def admit(tenant: TenantId) -> None:
+        done.append(f"admit {tenant}")
+        if (error := world.runtime.fail.pop("admit", None)) is not None:
+            raise error
+
+    async def dismiss(tenant: TenantId) -> None:
+        done.append(f"dismiss {tenant}")
+
+    world.runtime.capabilities = dataclasses.replace(world.runtime.capabilities, networks=True)
+    monkeypatch.setattr(world.machines._networks, "admit_builder", admit)
+    monkeypatch.setattr(world.machines._networks, "dismiss_builder", dismiss)
+    return done
+
+
+async def an_abandoned_one(world: World) -> Machine:
+    """A machine that runs on, for its agent was killed."""
+
     class Killed(BaseException):
         pass
 
@@ -199,17 +219,44 @@ async def test_what_an_agent_that_was_killed_has_left_is_removed(world: World) -
         if step == "before stop":
             raise Killed
 
+    there = set(world.runtime.processes)
     world.runtime.on_step = killed
     with pytest.raises(Killed):
         await asyncio.to_thread(world.inside)
-    assert len(world.runtime.processes) == 1
     world.runtime.on_step = lambda _step: None
+    (instance,) = world.runtime.processes.keys() - there
+    return world.runtime.processes[instance].machine
+
+
+async def test_what_an_agent_that_was_killed_has_left_is_removed(world: World) -> None:
+    await an_abandoned_one(world)
+    assert len(world.runtime.processes) == 1
     another = InstantRuntime(name="another")
     another.capabilities = world.runtime.capabilities
     await world.machines.clear_unfinished(another)
     assert len(list((world.directory / "s/builds").iterdir())) == 1, "its process would never be found"
     await world.machines.clear_unfinished(world.runtime)
     assert world.left_over() == []
+
+
+@pytest.mark.parametrize(("written", "tap"), [("", "tn7i2"), ("tn7i3", ""), ("eth0", ""), ("../tn7i2", "")])
+async def test_the_network_device_of_one_that_was_left_is_removed_with_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, written: str, tap: str
+) -> None:
+    with_networks(world, monkeypatch)
+    machine = await an_abandoned_one(world)
+    if written:
+        about = machine.state_dir.parent / "about.json"
+        about.write_text(json.dumps({**json.loads(about.read_text()), "tap": written}))
+    destroy, taps = world.runtime.destroy, list[str]()
+
+    async def watched(machine: Machine) -> None:
+        taps.append(machine.tap)
+        await destroy(machine)
+
+    monkeypatch.setattr(world.runtime, "destroy", watched)
+    await world.machines.clear_unfinished(world.runtime)
+    assert (taps, world.left_over()) == ([tap], [])
 
 
 async def test_one_is_there_at_a_time_and_who_waits_may_give_up(world: World) -> None:
