@@ -209,6 +209,14 @@ async def test_what_a_killed_removal_left_of_bases_is_removed_by_the_next_agent(
     assert [path for path in world.bases.directory.iterdir() if path.name != ".work"] == [made]
 
 
+async def test_one_that_is_left_and_cannot_be_removed_keeps_no_other_from_it(world: World) -> None:
+    for key in ("0123", "4567"):
+        (world.bases.directory / ".work" / key / "base").mkdir(parents=True)
+    world.runtime.fail["destroy"] = MvmError("it cannot be removed")
+    await world.bases.clear_unfinished(world.runtime)
+    assert left_of_bases(world) == [str(world.bases.directory / ".work/0123")]
+
+
 async def test_a_base_is_garbage_when_no_copy_of_it_was_made_for_a_month(world: World) -> None:
     day = 24 * 3600.0
     await world.worker()

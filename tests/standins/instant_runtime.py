@@ -345,6 +345,7 @@ class InstantRuntime:
         return _Server(lambda: self.listeners.pop(instance, None) and None)
 
     async def destroy(self, machine: Machine) -> None:
+        self._fault("destroy")
         assert machine.ref.instance_id not in self.processes, "destroyed while it runs"
         self.snapshots.pop(machine.ref.instance_id, None)
         self.memory.discard(machine.ref.instance_id)

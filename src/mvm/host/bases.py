@@ -135,10 +135,13 @@ class Bases:
         if not runtime.capabilities.clone:
             return
         for left in sorted((self.directory / _WORK).glob("*")):
-            if (left / _RUNTIME).exists() and (left / _RUNTIME).read_text() != runtime.name:
-                continue
-            log.info("removing an unfinished base", key=left.name)
-            await self._remove(self._nobody(left.name, _bare(left / "state")), runtime)
+            try:
+                if (left / _RUNTIME).exists() and (left / _RUNTIME).read_text() != runtime.name:
+                    continue
+                log.info("removing an unfinished base", key=left.name)
+                await self._remove(self._nobody(left.name, _bare(left / "state")), runtime)
+            except (MvmError, OSError, ValueError) as error:  # the others are removed all the same
+                log.error("an unfinished base could not be removed", key=left.name, reason=str(error))
         await asyncio.to_thread(trees.clear_removed, self.directory)
 
     def unused(self, images: Collection[str]) -> list[Path]:

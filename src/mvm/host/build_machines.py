@@ -15,7 +15,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import structlog
 from mvm.drives import images
 from mvm.host.bases import serve_nobody
 from mvm.host.build_place import LEAST_LEFT, MachinePlace
+from mvm.host.build_removals import BuildRemovals
 from mvm.host.builder_image import BuilderImage
 from mvm.host.catalog import Catalog
 from mvm.host.clock import Clock
@@ -110,7 +111,7 @@ class BuildMachines:
         self._runtimes = runtimes
         self._directories = directories
         self._guests = guests
-        self._reports = reports
+        self._removals = BuildRemovals(reports)
         self._slots = slots
         self._networks = networks
         self._clock = clock
@@ -139,6 +140,7 @@ class BuildMachines:
         for_whom = self._catalog.tenant(TenantId(tenant))
         with self._only_one(on_progress):
             runtime = self._loop.run(self._runtime()).runtime
+            self._loop.run(self._removals.remove_left())
             image = self._image.make(on_progress)
             machine = self._loop.run(self._plan(for_whom, runtime, image))
             on_progress(Progress(text="making a machine to build in"))
@@ -173,12 +175,16 @@ class BuildMachines:
             if about.get("runtime", runtime.name) != runtime.name:
                 continue  # another one knows its process
             log.info("removing a machine that was built in", instance=left.name)
-            await self._end(self._somebodys(InstanceId(left.name), about.get("tap", "")), runtime)
+            await self._remove(self._somebodys(InstanceId(left.name), about.get("tap", "")), runtime)
             tenant = TenantId(about.get("tenant", ""))
             if runtime.capabilities.networks and tenant in self._catalog.tenants:
                 # What was put in place for it goes as it would have gone.
-                await self._networks.admit_builder(tenant)
-                await self._networks.dismiss_builder(tenant)
+                try:
+                    await self._networks.admit_builder(tenant)
+                except MvmError as error:
+                    log.warning("the network of a build is not known", tenant=tenant, reason=error.message)
+                finally:
+                    await self._networks.dismiss_builder(tenant)
 
     @contextmanager
     def _only_one(self, on_progress: OnProgress) -> Iterator[None]:
@@ -269,23 +275,13 @@ class BuildMachines:
         await place.settle()
 
     async def _remove(self, machine: Machine, runtime: Runtime) -> None:
+        if (door := self._doors.pop(machine.ref.instance_id, None)) is not None:
+            door.close()
         try:
-            await self._end(machine, runtime)
+            await self._removals.remove(machine, runtime)
         finally:
             if machine.bridge:
                 await self._networks.dismiss_builder(machine.ref.tenant_id)
-
-    async def _end(self, machine: Machine, runtime: Runtime) -> None:
-        """Nothing is left of a machine. Idempotent."""
-        if (door := self._doors.pop(machine.ref.instance_id, None)) is not None:
-            door.close()
-        if (process := await runtime.find(machine)) is not None:
-            await runtime.stop(machine, process, grace_seconds=0)
-        with suppress(FileNotFoundError):
-            await runtime.destroy(machine)
-        self._reports.forget(machine.ref.instance_id)
-        for directory in (machine.state_dir.parent, machine.run_dir):
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     def _somebodys(self, instance: InstanceId, tap: str) -> Machine:
         """What is enough of a machine to find and remove it."""

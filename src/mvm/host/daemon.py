@@ -177,11 +177,14 @@ async def _recover(host: Host, holding: asyncio.Event) -> None:
     """What is left of bases and builds, before anybody can ask for one; then instances, then what was being removed,
     then whoever runs hears of changes that were cut short."""
     for name in host.runtimes.names:
-        try:
-            await host.bases.clear_unfinished(host.runtimes.named(name))
-            await host.build_machines.clear_unfinished(host.runtimes.named(name))
-        except Exception:
-            log.exception("an unfinished base or build could not be removed")
+        for what, clear in (
+            ("base", host.bases.clear_unfinished),
+            ("build", host.build_machines.clear_unfinished),
+        ):
+            try:
+                await clear(host.runtimes.named(name))
+            except Exception:
+                log.exception("what is left unfinished could not be removed", what=what, runtime=name)
     steps: list[tuple[str, Callable[[], Awaitable[None]]]] = [
         ("instances", lambda: host.recovery.run(holding=holding)),
         ("removals of users", host.users.resume_removals),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from tests.standins.instant_runtime import InstantRuntime
 from tests.unit.image.samples import CONTENTS, QuickBuilder
 
@@ -183,12 +184,64 @@ async def test_who_gives_up_while_it_boots_has_it_removed(world: World) -> None:
     assert world.left_over() == []
 
 
-async def test_a_removal_that_fails_is_not_kept_quiet(world: World) -> None:
-    world.runtime.fail["stop"] = MvmError("it cannot be ended")
-    with pytest.raises(MvmError, match="it cannot be ended"):
-        await asyncio.to_thread(world.inside)
+def cannot_be_ended(world: World) -> None:
+    world.runtime.fail.update(stop=MvmError("it does not stop"), destroy=MvmError("it cannot be ended"))
+
+
+async def test_a_removal_that_fails_is_told_in_the_log_and_leaves_the_build_its_result(world: World) -> None:
+    cannot_be_ended(world)
+    with capture_logs() as logs:
+        machine = await asyncio.to_thread(world.inside)
+    told = [entry["reason"] for entry in logs if entry["log_level"] == "error"]
+    assert told == ["it does not stop", "it cannot be ended"]
+    assert machine.state_dir.exists(), "it would not be found any more"
     await world.machines.clear_unfinished(world.runtime)
     assert world.left_over() == []
+
+
+async def test_one_that_does_not_stop_is_destroyed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    destroy = world.runtime.destroy
+
+    async def end_and_destroy(machine: Machine) -> None:  # as those of real machines do
+        world.runtime.end(machine.ref.instance_id)
+        await destroy(machine)
+
+    monkeypatch.setattr(world.runtime, "destroy", end_and_destroy)
+    world.runtime.fail["stop"] = MvmError("it does not stop")
+    await asyncio.to_thread(world.inside)
+    assert world.left_over() == []
+
+
+async def test_while_one_cannot_be_ended_no_other_is_made_with_its_address(world: World) -> None:
+    cannot_be_ended(world)
+    machine = await asyncio.to_thread(world.inside)
+    cannot_be_ended(world)
+    with pytest.raises(Unavailable, match=f"earlier build, {machine.ref.instance_id}, cannot be ended"):
+        await asyncio.to_thread(world.inside)
+    assert (world.runtime.starts, len(world.runtime.processes)) == (1, 1)
+    await asyncio.to_thread(world.inside)
+    assert (world.runtime.starts, world.runtime.most_at_once, world.left_over()) == (2, 1, [])
+
+
+async def test_one_that_was_left_and_cannot_be_ended_keeps_no_other_from_it(world: World) -> None:
+    machines = [await an_abandoned_one(world), await an_abandoned_one(world)]
+    cannot_be_ended(world)
+    await world.machines.clear_unfinished(world.runtime)
+    first = min(machine.ref.instance_id for machine in machines)
+    assert list(world.runtime.processes) == [first]
+    await asyncio.to_thread(world.inside)
+    assert world.left_over() == []
+
+
+async def test_the_place_in_the_network_of_one_that_was_left_is_given_up_whatever_goes_wrong(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = with_networks(world, monkeypatch)
+    await an_abandoned_one(world)
+    done.clear()
+    world.runtime.fail["admit"] = MvmError("there are no networks")
+    await world.machines.clear_unfinished(world.runtime)
+    assert (done, world.left_over()) == ([f"admit {ALICE}", f"dismiss {ALICE}"], [])
 
 
 def with_networks(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -224,6 +277,7 @@ async def an_abandoned_one(world: World) -> Machine:
     with pytest.raises(Killed):
         await asyncio.to_thread(world.inside)
     world.runtime.on_step = lambda _step: None
+    world.machines._removals._left.clear()  # the next agent knows nothing of it
     (instance,) = world.runtime.processes.keys() - there
     return world.runtime.processes[instance].machine
 

@@ -20,6 +20,7 @@ from mvm.host.budgets import PREFIX as BUDGETS
 from mvm.host.daemon import _recover
 from mvm.model.errors import MvmError
 from mvm.model.ids import TenantId
+from mvm.runtime.base import Runtime
 from mvm.store.sqlite import SqliteStore
 
 JUNK: list[Any] = [1, "x", [], {"a": 1}, [1]]
@@ -130,6 +131,24 @@ async def test_a_file_with_any_damage_is_opened_or_refused_and_never_changed(cop
         assert refusal.hint, "what to do is said"
         assert [value for value in SECRETS.values() if value in refusal.message] == []
         assert file.read_bytes() == bytes(content), "a damaged database is left as it is"
+
+
+async def test_bases_that_cannot_be_cleared_keep_no_build_from_it(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared: list[str] = []
+
+    async def fail(_runtime: Runtime) -> None:
+        raise RuntimeError("a defect")
+
+    async def clear(runtime: Runtime) -> None:
+        cleared.append(runtime.name)
+
+    monkeypatch.setattr(agent.host.bases, "clear_unfinished", fail)
+    monkeypatch.setattr(agent.host.build_machines, "clear_unfinished", clear)
+    await _recover(agent.host, holding=agent.host.serving)
+    assert cleared == list(agent.host.runtimes.names)
+    assert cleared
 
 
 async def test_removals_are_finished_although_the_secrets_of_another_tenant_are_damaged(agent: Agent) -> None:
