@@ -96,21 +96,27 @@ async def measure(workers: int, *, real: bool) -> dict[str, Any]:
     have_image(standin=not real)
     enter_private_network()
     users = {f"user{number}": FIRST_SENDER + number for number in range(workers)}
+    first = next(iter(users))
+    async with (openclaw_machines if real else standin_machines)({first: users[first]}) as machines:
+        return await measure_in(machines, users, real=real)
+
+
+async def measure_in(machines: Machines, users: dict[str, int], *, real: bool) -> dict[str, Any]:
+    """The figures of a deployment that has the first of these users; the others are added here."""
     first, *others = users.items()
-    async with (openclaw_machines if real else standin_machines)(dict([first])) as machines:
-        looks = [await look(machines, *first)]
-        before = agent_memory(machines)
-        for user, sender in others:
-            await machines.operator.mvm("user", "add", TENANT, user, "--telegram", str(sender))
-            looks.append(await look(machines, user, sender))
-        grown = agent_memory(machines) - before
-        bases = [path for path in (machines.state_dir / "bases").iterdir() if not path.name.startswith(".")]
-        size = {"base": on_disk(bases), "image": on_disk((machines.state_dir / "images").iterdir())}
-        gateway = of_instance(machines, await machines.gateway())
+    looks = [await look(machines, *first)]
+    before = agent_memory(machines)
+    for user, sender in others:
+        await machines.operator.mvm("user", "add", TENANT, user, "--telegram", str(sender))
+        looks.append(await look(machines, user, sender))
+    grown = agent_memory(machines) - before
+    bases = [path for path in (machines.state_dir / "bases").iterdir() if not path.name.startswith(".")]
+    size = {"base": on_disk(bases), "image": on_disk((machines.state_dir / "images").iterdir())}
+    gateway = of_instance(machines, await machines.gateway())
     conditions = ("clone", "idle", "asleep")
     return {
         "openclaw": "real" if real else "stand-in",
-        "workers": workers,
+        "workers": len(users),
         "mib": {condition: middle([each[condition] for each in looks]) for condition in conditions}
         | {"gateway, idle": gateway},
         "shared_mib": size,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a wake costs, stage by stage, against its bare part in the same run, and mvm's own share of it.
 
-    python bench/wake.py [--runtime process|qemu|firecracker] [--wakes 5] [--standin] [--json]
+    python bench/wake.py [--runtime process|qemu|firecracker] [--wakes 5] [--standin] [--density] [--json]
 
 A deployment like any other, against the stand-ins for Telegram and the model: its worker is put to sleep and woken by
 a message, over and over. Between sleep and message the bare part runs, which is what no runtime can do without:
@@ -24,8 +24,9 @@ mvm's share is the host agent's own time outside the machine and the guest. It h
 
 The bare part runs twice between each sleep and wake. Medians are of each line by itself: lines need not add up.
 `--standin` puts the stand-in for OpenClaw into the machines (tests/standins/openclaw): the same path in less memory,
-and a first start in seconds. Virtual machines need root, and run in a network namespace of its own; Firecracker needs
-a KVM that works and `mvm setup firecracker`.
+and a first start in seconds. `--density` asks first what one instance of the same deployment takes in memory and on
+disk (`bench/density.py`), for a first start of the real OpenClaw takes minutes. Virtual machines need root, and run in
+a network namespace of its own; Firecracker needs a KVM that works and `mvm setup firecracker`.
 """
 
 from __future__ import annotations
@@ -44,13 +45,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench import density
 from bench.parts import bare_firecracker, bare_qemu
 from bench.parts.bare_openclaw import start_ms
 from bench.parts.bare_qemu import Restored, Sleeper
 from bench.parts.images import have_image, why_no_machines
 from tests.e2e.operator import Operator, operator
 from tests.vm.images import STANDIN
-from tests.vm.machines import ALICE, TENANT, openclaw_machines, standin_machines
+from tests.vm.machines import ALICE, TENANT, Machines, openclaw_machines, standin_machines
 from tests.vm.namespace import enter_private_network
 
 from mvm.host.locations import locate
@@ -77,6 +79,8 @@ class Deployment:
     """Runs the bare part for a sleeping worker; returns its lines in milliseconds, `bare` the whole."""
     keeps_memory: bool
     """What bare and wake have in common ends at the first Pong; otherwise at the health check."""
+    machines: Machines | None = None
+    """The deployment, where it is one of virtual machines."""
 
 
 @asynccontextmanager
@@ -108,7 +112,7 @@ async def machines(standin: bool, runtime: str, restore: Callable[[Sleeper], Res
             took = await asyncio.to_thread(restore, sleeper)
             return {"bare running": took.running, "bare pong": took.pong, "bare": took.total}
 
-        yield Deployment(operator=someone, tenant=TENANT, bare=bare, keeps_memory=True)
+        yield Deployment(operator=someone, tenant=TENANT, bare=bare, keeps_memory=True, machines=deployment)
 
 
 def qemu(standin: bool) -> AbstractAsyncContextManager[Deployment]:
@@ -151,10 +155,12 @@ def derived(stages: Lines) -> Lines:
     }
 
 
-async def measure(runtime: str, wakes: int, *, standin: bool) -> dict[str, Any]:
-    """All figures of one run, in milliseconds."""
+async def measure(runtime: str, wakes: int, *, standin: bool, takes: bool = False) -> dict[str, Any]:
+    """All figures of one run, in milliseconds; with `takes` also what an instance takes, in MiB."""
     async with RUNTIMES[runtime](standin) as deployment:
-        someone = deployment.operator
+        someone, taken = deployment.operator, None
+        if takes and deployment.machines is not None:
+            taken = await density.measure_in(deployment.machines, {"alice": ALICE}, real=not standin)
         await someone.say(ALICE, "warm up", seconds=PATIENCE_SECONDS)
         worker = await someone.worker(deployment.tenant)
         rounds = [await one_wake(deployment, worker, number) for number in range(wakes)]
@@ -177,6 +183,7 @@ async def measure(runtime: str, wakes: int, *, standin: bool) -> dict[str, Any]:
         "ratio_aim": RATIO_AIM,
         "runs": runs,
         "bare_runs": bares,
+        "density": taken,
     }
 
 
@@ -216,6 +223,8 @@ def table(figures: dict[str, Any]) -> str:
     side = "the agent's answer" if agent else "OpenClaw's health check"
     lines.append(_against(f"wake to {side} / bare", figures["ratio"], figures["ratio_aim"], "x"))
     lines.append(_against("mvm's share", figures["share_ms"], figures["share_aim_ms"], "ms"))
+    if figures["density"] is not None:
+        lines += ["", density.table(figures["density"])]
     return "\n".join(lines)
 
 
@@ -228,11 +237,16 @@ def main() -> None:
     parser.add_argument("--runtime", choices=RUNTIMES, default="process")
     parser.add_argument("--wakes", type=int, default=5)
     parser.add_argument("--standin", action="store_true", help="the stand-in for OpenClaw in place of the real one")
+    parser.add_argument("--density", action="store_true", help="also what an instance takes (virtual machines)")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
     if arguments.runtime != "process" and (reason := why_no_machines(arguments.runtime)) is not None:
         raise SystemExit(f"not measured: {reason}")
-    figures = asyncio.run(measure(arguments.runtime, arguments.wakes, standin=arguments.standin))
+    if arguments.density and arguments.runtime == "process":
+        raise SystemExit("--density is for virtual machines: add --runtime qemu")
+    figures = asyncio.run(
+        measure(arguments.runtime, arguments.wakes, standin=arguments.standin, takes=arguments.density)
+    )
     print(json.dumps(figures, indent=2) if arguments.json else table(figures))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,20 +22,30 @@ TENANT, ALICE, BOB = "fam", 5001, 5002
 PATIENCE = 240.0
 """The longest wait for something that takes seconds on an idle machine with nothing but emulation."""
 
+TURN_SECONDS = 900.0
+"""The longest wait for an answer of the real OpenClaw, which takes minutes on an idle machine."""
+
 FIRST_START_SECONDS = 2400.0
 """The longest wait for the real OpenClaw: two boots, one after the other, of minutes each on an idle machine."""
+
+WHOLE = bool(os.environ.get("MVM_TEST_WHOLE"))
+"""Long conversations are had whole where machines are emulated, too; that takes hours."""
+
+LONGEST_SECONDS = 20_000 if WHOLE else 4000
+"""When a test with the real OpenClaw in machines is given up."""
 
 
 async def as_many(full: int, emulated: int) -> int:
     """How often something is done with the real OpenClaw: `emulated` where each of its turns takes minutes."""
-    return full if (await accelerator.find()).accelerator.is_hardware else emulated
+    return full if WHOLE or (await accelerator.find()).accelerator.is_hardware else emulated
 
 
 class Machines:
     """A deployment with a worker for each user, all of it in virtual machines."""
 
-    def __init__(self, someone: Operator) -> None:
+    def __init__(self, someone: Operator, *, patience: float = PATIENCE) -> None:
         self.operator = someone
+        self.patience = patience
         self.known: Json = {}
         """Alice's worker as it was last looked at, for when no agent can be asked."""
 
@@ -64,7 +75,7 @@ class Machines:
 
     async def say(self, sender: int, text: str) -> list[str]:
         """A person writes; what they get for it."""
-        return await self.operator.say(sender, text, seconds=PATIENCE)
+        return await self.operator.say(sender, text, seconds=self.patience)
 
     async def sleep(self, user: str = "alice") -> Json:
         """Put a user's worker to sleep; returns it."""
@@ -157,4 +168,4 @@ async def openclaw_machines(users: dict[str, int], *, runtime: str = "qemu") -> 
     async with operator(MVM_RUNTIME=runtime, MVM_IMAGE_CACHE=str(cache())) as someone:
         sizes = overrides(someone, gateway_mib=1024, worker_mib=2048).replace("vcpus = 1", "vcpus = 2")
         await someone.new(TENANT, users, extra=sizes, seconds=FIRST_START_SECONDS)
-        yield Machines(someone)
+        yield Machines(someone, patience=TURN_SECONDS)

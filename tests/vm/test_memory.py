@@ -10,10 +10,18 @@ import pytest_asyncio
 from tests.e2e.operator import operator
 from tests.standins.mixed_openclaw import mixed_openclaw
 from tests.vm.images import cache
-from tests.vm.machines import FIRST_START_SECONDS, PATIENCE, TENANT, Machines, as_many, overrides
+from tests.vm.machines import (
+    FIRST_START_SECONDS,
+    LONGEST_SECONDS,
+    PATIENCE,
+    TENANT,
+    Machines,
+    as_many,
+    overrides,
+)
 from tests.vm.memory import had_enough, memory, restarts
 
-pytestmark = [pytest.mark.vm, pytest.mark.openclaw, pytest.mark.slow, pytest.mark.timeout(4000)]
+pytestmark = [pytest.mark.vm, pytest.mark.openclaw, pytest.mark.slow, pytest.mark.timeout(LONGEST_SECONDS)]
 
 USERS = {f"user{number:02}": 6001 + number for number in range(20)}
 MESSAGES_EACH = 10

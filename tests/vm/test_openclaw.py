@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from tests.vm.machines import ALICE, Machines, as_many, openclaw_machines
+from tests.vm.machines import ALICE, LONGEST_SECONDS, Machines, as_many, openclaw_machines
 from tests.vm.memory import had_enough, memory, restarts
 from tests.vm.path import the_whole_path
 
@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.vm,
     pytest.mark.openclaw,
     pytest.mark.slow,
-    pytest.mark.timeout(3000),
+    pytest.mark.timeout(LONGEST_SECONDS),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 

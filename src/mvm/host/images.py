@@ -120,7 +120,6 @@ class Images:
             self._at_work += 1
         try:
             choice = await asyncio.to_thread(choose, pool.flake, self._builders)
-            progress(f"building the image with {choice.builder.name}: {choice.reason}")
             digest, seconds = await self._built(pool, choice, progress, force=force)
             async with self._giving:
                 pool = self._catalog.pool(pool.tenant_id, pool.pool_id)
@@ -210,10 +209,11 @@ class Images:
         key = (choice.builder.name, choice.builder.serves(str(pool.role)), pool.profile, pool.flake, force)
         build = self._under_way.get(key)
         if build is None:
+            progress(f"building the image with {choice.builder.name}: {choice.reason}")
             build = self._under_way[key] = _Build(
                 asyncio.create_task(self._run(key, pool, choice.builder), name=f"image of {pool.pool_id}")
             )
-        elif build.last is not None:
+        elif build.last is not None and progress not in build.listeners:
             _tell(progress, build.last)
         build.listeners.append(progress)
         try:
@@ -228,7 +228,7 @@ class Images:
         def told(step: Step) -> None:
             build = self._under_way[key]
             build.last = step
-            for listener in build.listeners:
+            for listener in dict.fromkeys(build.listeners):  # one request may wait for many instances
                 _tell(listener, step)
 
         def on_progress(step: Step) -> None:

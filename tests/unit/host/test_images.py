@@ -248,6 +248,16 @@ async def test_all_who_ask_at_once_wait_for_one_build(world: World) -> None:
     assert world.services.kinds(ALICE).count("PoolBuilt") == 1
 
 
+async def test_a_request_that_waits_for_many_instances_is_told_each_step_once(world: World) -> None:
+    told: list[str] = []
+
+    def progress(text: str, *, done: float | None = None, total: float | None = None) -> None:
+        told.append(text)
+
+    await asyncio.gather(*(world.images.ensure(world.pool(), progress) for _ in range(5)))
+    assert len(told) == len(set(told)) >= 3
+
+
 async def test_who_stops_waiting_does_not_stop_the_build(world: World) -> None:
     world.builder.may_go_on.clear()
     impatient = asyncio.create_task(world.images.ensure(world.pool(), silent))
