@@ -17,6 +17,7 @@ from mvm.host.bring_up import BringUp
 from mvm.host.budgets import Budgets
 from mvm.host.build_machines import BuildMachines
 from mvm.host.catalog import Catalog
+from mvm.host.channel_watch import ChannelWatch
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
 from mvm.host.deployments import Deployments
@@ -100,6 +101,7 @@ class Host:
     inspection: Inspection
     explainer: Explainer
     accounting: Accounting
+    channels: ChannelWatch
     backups: Backups
     transfers: Transfers
     attachments: Attachments
@@ -399,6 +401,9 @@ async def open_host(
             inspection=inspection,
             explainer=explainer,
             accounting=accounting,
+            channels=ChannelWatch(
+                catalog=catalog, lifecycle=lifecycle, runtimes=known_runtimes, guests=guests, chronicle=chronicle
+            ),
             backups=Backups(
                 catalog=catalog,
                 lifecycle=lifecycle,

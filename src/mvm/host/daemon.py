@@ -134,6 +134,7 @@ async def run(host: Host, api: ApiServer[Host], identity: Identity | None) -> No
     ]
     work.append(asyncio.create_task(_account(host, work[0]), name="accounting"))
     work.append(asyncio.create_task(_reconcile(host, work[0]), name="reconcile"))
+    work.append(asyncio.create_task(_watch_channels(host, work[0]), name="channels"))
     stopping = asyncio.create_task(host.shutdown.wait(), name="shutdown")
     try:
         await holding.wait()
@@ -171,6 +172,12 @@ async def _reconcile(host: Host, recovery: asyncio.Task[None]) -> None:
     """What runs is known when everything is recovered; only then is it compared with what should."""
     await recovery
     await host.reconciler.run()
+
+
+async def _watch_channels(host: Host, recovery: asyncio.Task[None]) -> None:
+    """Gateways can be asked when they are recovered."""
+    await recovery
+    await host.channels.run()
 
 
 async def _recover(host: Host, holding: asyncio.Event) -> None:

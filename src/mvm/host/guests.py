@@ -170,10 +170,13 @@ class Guests:
 
     async def require_login(self, runtime: Runtime, machine: Machine, *, since: datetime) -> None:
         """Raise `ChannelRefused` when OpenClaw's log says that a channel has not let it in since then."""
+        if (refusal := refusal_in(await self.newest_log(runtime, machine), ref=machine.ref, since=since)) is not None:
+            raise refusal
+
+    async def newest_log(self, runtime: Runtime, machine: Machine) -> str:
+        """The newest lines of OpenClaw's log, where it tells of its channels."""
         answer = await self.call(runtime, machine, messages.Logs(service="openclaw", lines=LINES))
-        for log_of in answer.logs:
-            if (refusal := refusal_in(log_of.text, ref=machine.ref, since=since)) is not None:
-                raise refusal
+        return "".join(log_of.text for log_of in answer.logs)
 
     async def _restarts(self, runtime: Runtime, machine: Machine) -> int:
         """How often services of the guest have been started again since its supervisor runs."""
