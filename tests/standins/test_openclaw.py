@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.standins.deployment import ALICE, BOB, STRANGER, Deployment, deployed
+from tests.standins.tokens import token_revoked_and_replaced
 from tests.standins.waiting import until
 
 from mvm.demo.model_provider import Reply, Trouble
@@ -164,6 +165,11 @@ async def test_unclean_starts_suppress_the_channel_until_it_is_repaired(deployme
     assert (await gateway.control("CHANNELS"))["suppressed"] == ["telegram"]
     assert (await gateway.control("CHANNELS_START"))["ok"] is True
     assert await deployment.say("hello") == ["You said: hello"]
+
+
+async def test_a_revoked_token_closes_the_channel_until_a_new_one_is_taken_over(deployment: Deployment) -> None:
+    await deployment.say("hello")
+    await token_revoked_and_replaced(deployment)
 
 
 async def test_an_orderly_end_is_clean(deployment: Deployment) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from tests.standins.deployment import ALICE, STRANGER, Deployment, deployed
+from tests.standins.tokens import token_revoked_and_replaced
 from tests.standins.waiting import until
 
 from mvm.demo.model_provider import Reply, Trouble
@@ -107,6 +108,10 @@ async def test_a_rotated_key_counts_at_once(real: Deployment) -> None:
     worker.write_secrets()
     assert (await worker.control("RELOAD_SECRETS"))["ok"] is True
     assert await real.say("with the new key") == ["You said: with the new key"]
+
+
+async def test_a_revoked_token_closes_the_channel_until_a_new_one_is_taken_over(real: Deployment) -> None:
+    await token_revoked_and_replaced(real)
 
 
 @pytest.mark.slow

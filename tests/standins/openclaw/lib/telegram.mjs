@@ -90,7 +90,8 @@ export class Telegram {
     for (let failures = 0; !signal.aborted; ) {
       try {
         if (this.#state !== "running") {
-          await api.call("getMe", {}, { signal });
+          const me = await api.call("getMe", {}, { signal });
+          this.#log(`[default] starting provider (@${me.username})`);
           await api.call("deleteWebhook", { drop_pending_updates: false }, { signal });
           await api.call("deleteMyCommands", {}, { signal });
         }
@@ -106,7 +107,10 @@ export class Telegram {
         if (signal.aborted) return;
         this.#log(`polling failed: ${error.message}`);
         if (error.code === 401 || error.code === 404) {
-          this.#log(`[default] channel exited: Telegram bot token unauthorized for account "default" (getMe returned ${error.code} from Telegram; source: config token).`);
+          const polled = this.#state === "running";
+          const why = `Telegram bot token unauthorized for account "default" (getMe returned ${error.code} from Telegram; source: config token).`;
+          this.#log(`[default] channel exited: ${polled ? "Unauthorized | Telegram ingress worker exited with code 1" : why}`);
+          this.#log("[default] auto-restart skipped, terminal disconnect");
           this.#state = "unauthorized";
           this.#polling = null;
           return;
