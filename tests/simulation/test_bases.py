@@ -278,8 +278,11 @@ async def test_who_is_no_longer_wanted_does_not_wait_for_another_one_that_boots(
 
     world.runtime.guest = guest  # type: ignore[method-assign]
     first, second = [(await world.lifecycle.create_instance(ALICE, WORKERS, actor="test")).ref for _ in range(2)]
-    starting = [asyncio.create_task(world.lifecycle.start(ref, actor="test")) for ref in (first, second)]
+    starting = [asyncio.create_task(world.lifecycle.start(first, actor="test"))]
     await until(lambda: world.has_process(first), what="the first one's machine", seconds=60)
+    starting.append(asyncio.create_task(world.lifecycle.start(second, actor="test")))
+    instances, waits = world.catalog.instances, second.instance_id
+    await until(lambda: instances[waits].transition is not None, what="the second one's start", seconds=60)
     await world.lifecycle.destroy(second, actor="test")
     with pytest.raises(Conflict, match="was given up"):
         await starting[1]
