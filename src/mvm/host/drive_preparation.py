@@ -21,7 +21,7 @@ from mvm.host.gateways import Gateways
 from mvm.host.secrets import Cipher, SecretStore
 from mvm.model.base import Frozen
 from mvm.model.entities import Instance, User
-from mvm.model.errors import Conflict
+from mvm.model.errors import Conflict, MvmError
 from mvm.model.ids import InstanceId
 from mvm.model.roles import Role
 from mvm.runtime.base import GuestLayout, Machine
@@ -119,7 +119,7 @@ class DrivePreparer:
         context = _key(instance.instance_id)
         config_digest, secrets_digest = contents.config_digest, contents.secrets_digest
         sealed, epoch = before.sealed_secrets_digest, before.secrets_epoch
-        if not sealed or self._cipher.open(sealed, context=context) != secrets_digest:
+        if self._opened(sealed, context) != secrets_digest:
             # The digest of a short secret could be guessed from; at rest it is sealed like the secrets themselves.
             sealed = self._cipher.seal(secrets_digest, context=context)
             epoch = max(epoch + 1, await self._secrets.epoch(instance.tenant_id))
@@ -131,6 +131,13 @@ class DrivePreparer:
             layout=dataclasses.asdict(layout),
             guest_ip=instance.network.guest_ip,
         )
+
+    def _opened(self, sealed: str, context: str) -> str | None:
+        """The digest that was written last; None when there is none, or its key was lost: then it counts as another."""
+        try:
+            return self._cipher.open(sealed, context=context) if sealed else None
+        except MvmError:
+            return None
 
     async def _last(self, instance: Instance) -> _Prepared:
         if instance.instance_id not in self._prepared:

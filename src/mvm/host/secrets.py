@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import structlog
@@ -27,6 +28,8 @@ from mvm.store.base import Store
 from mvm.telemetry.redaction import SECRETS
 
 log = structlog.get_logger(__name__)
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Cipher(Protocol):
@@ -68,27 +71,39 @@ class SecretStore:
 
     async def differing(self, tenant_id: TenantId, secrets: Mapping[str, str]) -> tuple[str, ...]:
         """Names among `secrets` whose stored value is another one, or none. Raises as `set` does."""
-        before = await self._open(tenant_id)
+        before, _ = await self._readable(tenant_id)
         check_values({**before, **secrets})
         return tuple(sorted(path for path, value in secrets.items() if before.get(path) != value))
 
     async def holds(self, tenant_id: TenantId, path: str, value: str) -> bool:
-        """True when that is what the tenant has under `scope/KEY`; the value goes nowhere."""
-        return (await self._open(tenant_id)).get(path) == value
+        """True when that is what the tenant has under `scope/KEY`; the value goes nowhere.
+
+        What cannot be read is none: the secrets of one tenant keep nobody from setting another one's.
+        """
+        try:
+            return (await self._readable(tenant_id))[0].get(path) == value
+        except MvmError as error:
+            log.warning("whether two tenants have the same secret is not known", tenant=tenant_id, reason=error.message)
+            return False
 
     async def set(self, tenant_id: TenantId, secrets: Mapping[str, str], *, prune: bool = False) -> tuple[str, ...]:
         """Set secrets (`scope/KEY` -> value); with `prune`, all others go. Returns the names that changed.
 
-        Nothing that is the same already counts as a change. Raises `InvalidInput`, without a value, before anything
-        is changed.
+        Nothing that is the same already counts as a change. What cannot be opened (its key was lost) is replaced like
+        any other, and stays as it is when it is not given: its key may come back. Raises `InvalidInput`, without a
+        value, before anything is changed.
         """
         async with self._lock(tenant_id):
-            before = await self._open(tenant_id)
+            before, closed = await self._readable(tenant_id)
             after = dict(secrets) if prune else {**before, **secrets}
             check_values(after)
-            changed = tuple(sorted(path for path in {*before, *after} if before.get(path) != after.get(path)))
+            kept = {} if prune else {path: sealed for path, sealed in closed.items() if path not in after}
+            known = {*before, *closed}
+            changed = tuple(
+                sorted(path for path in known | {*after} if path not in kept and before.get(path) != after.get(path))
+            )
             if changed:
-                await self._write(tenant_id, after)
+                await self._write(tenant_id, after, kept)
             return changed
 
     async def rotate(self, tenant_id: TenantId, scope: str | None = None) -> tuple[str, ...]:
@@ -184,14 +199,21 @@ class SecretStore:
             path: self._cipher.open(value, context=_context(tenant_id, path)) for path, value in sealed.values.items()
         }
 
-    async def _write(self, tenant_id: TenantId, values: Mapping[str, str]) -> None:
+    async def _readable(self, tenant_id: TenantId) -> tuple[dict[str, str], dict[str, str]]:
+        """What can be opened, and what cannot, sealed as it is."""
+        values, closed = {}, {}
+        for path, sealed in (await self._read(tenant_id)).values.items():
+            try:
+                values[path] = self._cipher.open(sealed, context=_context(tenant_id, path))
+            except MvmError:
+                closed[path] = sealed
+        return values, closed
+
+    async def _write(self, tenant_id: TenantId, values: Mapping[str, str], kept: Mapping[str, str] = _NOTHING) -> None:
+        """Seal these, beside what is kept as it is."""
         before = await self._read(tenant_id)
-        after = _Sealed(
-            epoch=before.epoch + 1,
-            values={
-                path: self._cipher.seal(value, context=_context(tenant_id, path)) for path, value in values.items()
-            },
-        )
+        sealed = {path: self._cipher.seal(value, context=_context(tenant_id, path)) for path, value in values.items()}
+        after = _Sealed(epoch=before.epoch + 1, values={**kept, **sealed})
         expected = self._cache[tenant_id][1] if tenant_id in self._cache else 0
         revision = await self._store.put(_key(tenant_id), after.model_dump(mode="json"), expected=expected)
         self._cache[tenant_id] = (after, revision)

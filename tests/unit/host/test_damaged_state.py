@@ -162,3 +162,26 @@ async def test_removals_are_finished_although_the_secrets_of_another_tenant_are_
     assert set(agent.host.catalog.tenants) == {"alice"}
     kinds = [event.kind for event in agent.host.chronicle.events.recent(100)]
     assert "SecretsDamaged" in kinds
+
+
+async def test_secrets_whose_key_was_lost_can_be_set_again(tmp_path: Path) -> None:
+    async with opened_agent() as agent:
+        await lived_in(agent, tmp_path / "copy")
+        (tmp_path / "copy/secrets.key").unlink()
+        alice, bob = TenantId("alice"), TenantId("bob")
+        async with opened(agent, tmp_path / "copy") as host:
+            await _recover(host, holding=host.serving)
+            await host.tenants.create(bob, actor="test")
+            await host.tenants.set_secrets(bob, {"telegram/TELEGRAM_BOT_TOKEN": f"98765:{'B' * 35}"}, actor="test")
+            (user,) = host.catalog.users_of(alice)
+            assert user.instance_id is not None
+            worker = host.catalog.instances[user.instance_id].ref
+            with pytest.raises(MvmError, match="is sealed with the key"):
+                await host.wakes.wake(worker, actor="message", for_user=True)
+
+            key, *others = sorted(SECRETS)
+            assert await host.tenants.set_secrets(alice, {key: SECRETS[key]}, actor="test") == (key,)
+            assert [name.path for name in await host.secrets.names(alice)] == [key, *others], "the others' key may come"
+            await host.tenants.set_secrets(alice, SECRETS, actor="test")
+            assert (await host.wakes.wake(worker, actor="message", for_user=True)).state == "running"
+            assert await host.secrets.reveal(alice) == SECRETS

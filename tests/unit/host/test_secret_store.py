@@ -6,7 +6,7 @@ import pytest
 from tests.unit.host.services import ALICE, WORKERS, Services, opened
 
 from mvm.model.entities import PoolSpec
-from mvm.model.errors import InvalidInput, NotFound
+from mvm.model.errors import InvalidInput, MvmError, NotFound
 from mvm.model.ids import PoolId
 from mvm.model.roles import Role
 
@@ -143,5 +143,8 @@ async def test_a_record_that_is_copied_to_another_tenant_cannot_be_opened_there(
     stolen = await services.store.get("secrets/alice")
     assert stolen is not None
     await services.store.put("secrets/bob", stolen.value)
-    with pytest.raises(Exception, match="cannot be decrypted"):
-        await services.secrets.set(bob, {"x/Y": "other-value"})
+    with pytest.raises(MvmError, match="cannot be decrypted"):
+        await services.secrets.reveal(bob)
+    assert not await services.secrets.holds(bob, "anthropic/ANTHROPIC_API_KEY", KEY)
+    await services.secrets.set(bob, SECRETS)
+    assert await services.secrets.reveal(bob) == SECRETS
