@@ -75,6 +75,7 @@ def engine(world: World, *, images: Images | None = None) -> Reconciler:
         catalog=catalog,
         store=world.store,
         operations=lifecycle,
+        quotas=world.quotas,
         gateways=gateways,
         users=users,
         pairing=Pairing(world.store, gateways, users, world.chronicle, clock),

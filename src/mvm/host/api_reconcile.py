@@ -11,10 +11,9 @@ from pydantic import Field
 from mvm.host.api import Call, Json, Params, Request
 from mvm.host.api_tenants import Nothing, OfPool, OfTenant, dumped
 from mvm.host.host_networks import host_networks
-from mvm.host.reconcile import Ask
 from mvm.model import addresses
 from mvm.model.deployment import Deployment
-from mvm.model.desired import DesiredPool, DesiredState, validate_desired
+from mvm.model.desired import DesiredPool, DesiredState, DesiredTenant, validate_desired
 from mvm.model.errors import InvalidInput, Refused
 from mvm.model.manifest_tables import PoolSettings
 
@@ -63,16 +62,17 @@ async def deployment_ready(host: Host, params: OfTenant, call: Call) -> Json:
 
 async def pool_update(host: Host, params: PoolUpdate, call: Call) -> Json:
     """Change settings of a pool; what is not named stays. Its instances follow as after a change of a manifest."""
-    pool = host.catalog.pool(params.tenant_id, params.pool_id)
-    spec = params.settings.applied_to(pool.spec)
-    if (problem := spec.role.size_problem(spec.mem_mib)) is not None:
-        raise InvalidInput(f"pool '{pool.tenant_id}/{pool.pool_id}': {problem[0]}", hint=problem[1])
-    state = await host.reconciler.desired(LOCAL)
-    tenant = next(tenant for tenant in state.tenants if tenant.tenant_id == pool.tenant_id)
-    others = [other for other in tenant.pools if other.pool_id != pool.pool_id]
-    wanted = tenant.model_copy(update={"pools": (*others, DesiredPool.from_spec(spec))})
-    report = await host.reconciler.apply(
-        Ask(tenant=wanted), actor=call.actor, progress=call.progress, dry_run=params.dry_run
+
+    def changed(tenant: DesiredTenant) -> DesiredTenant:
+        pool = host.catalog.pool(params.tenant_id, params.pool_id)
+        spec = params.settings.applied_to(pool.spec)
+        if (problem := spec.role.size_problem(spec.mem_mib)) is not None:
+            raise InvalidInput(f"pool '{pool.tenant_id}/{pool.pool_id}': {problem[0]}", hint=problem[1])
+        others = [other for other in tenant.pools if other.pool_id != pool.pool_id]
+        return tenant.model_copy(update={"pools": (*others, DesiredPool.from_spec(spec))})
+
+    report = await host.reconciler.apply_change(
+        params.tenant_id, changed, actor=call.actor, progress=call.progress, dry_run=params.dry_run
     )
     now = host.catalog.pool(params.tenant_id, params.pool_id)
     return {"pool": now.model_dump(mode="json"), **report.to_json()}

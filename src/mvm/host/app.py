@@ -275,6 +275,7 @@ async def open_host(
             catalog=catalog,
             store=store,
             operations=lifecycle,
+            quotas=quotas,
             gateways=gateways,
             users=users,
             pairing=pairing,

@@ -17,7 +17,7 @@ from mvm.host.reconcile_actions import Wanted
 from mvm.model.base import Frozen
 from mvm.model.desired import DesiredNetwork, DesiredPool, DesiredState, DesiredTenant, desired_of
 from mvm.model.entities import OpenClawSettings
-from mvm.model.ids import TenantId
+from mvm.model.ids import TenantId, UserId
 from mvm.store.base import Store
 
 PREFIX = "desired/"
@@ -30,6 +30,8 @@ class _Pending(Frozen):
     template: str | None = None
     based_on: str
     """Digest of the records when it was kept."""
+    senders: dict[UserId, tuple[str, ...]] | None = None
+    """User -> their senders on record then; None in what an mvm of before kept."""
 
 
 class DesiredStore:
@@ -46,6 +48,11 @@ class DesiredStore:
             tenants[tenant_id] = kept.tenant
         return desired_of(tenants, node_id=node_id)
 
+    async def tenant(self, tenant_id: TenantId) -> DesiredTenant:
+        """What should be of one tenant. Raises `NotFound`."""
+        recorded, kept = self._recorded(tenant_id), (await self._kept()).get(tenant_id)
+        return recorded if kept is None else kept.tenant
+
     async def pending(self) -> list[tuple[DesiredTenant, str | None]]:
         """Tenants that are still to be recorded, each with its template; what somebody overtook is dropped."""
         found = []
@@ -60,11 +67,28 @@ class DesiredStore:
         """What is kept, by tenant. One that cannot be read keeps nobody else waiting: the records count then."""
         documents = await self._store.list(PREFIX)
         read = {TenantId(d.key.removeprefix(PREFIX)): parsed_or(_Pending, d, None) for d in documents}
-        return {tenant_id: kept for tenant_id, kept in read.items() if kept is not None}
+        return {tenant_id: self._with_senders(kept) for tenant_id, kept in read.items() if kept is not None}
+
+    def _with_senders(self, kept: _Pending) -> _Pending:
+        """What is kept, with the senders of those users whose own were changed since: the latest word counts."""
+        if kept.senders is None:
+            return kept
+        users = []
+        for user in kept.tenant.users:
+            known = self._catalog.users.get((kept.tenant.tenant_id, user.user_id))
+            if known is not None and set(known.peers) != set(kept.senders.get(user.user_id, ())):
+                user = user.model_copy(update={"telegram": known.telegram, "discord": known.discord})
+            users.append(user)
+        return kept.model_copy(update={"tenant": kept.tenant.model_copy(update={"users": tuple(users)})})
 
     async def keep(self, tenant: DesiredTenant, *, template: str | None) -> None:
         """Remember a tenant that could not be recorded as a whole."""
-        kept = _Pending(tenant=tenant, template=template, based_on=self._digest(tenant.tenant_id))
+        kept = _Pending(
+            tenant=tenant,
+            template=template,
+            based_on=self._digest(tenant.tenant_id),
+            senders={user.user_id: user.peers for user in self._catalog.users_of(tenant.tenant_id)},
+        )
         await self._store.put(PREFIX + tenant.tenant_id, kept.model_dump(mode="json"))
 
     async def is_recorded(self, tenant_id: TenantId) -> None:

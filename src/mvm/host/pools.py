@@ -10,13 +10,11 @@ from mvm.host.contracts import InstanceOperations
 from mvm.host.progress import Progress, silent
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.refreshes import Refreshes
-from mvm.host.removals import Removals
+from mvm.host.removals import OF_POOL, Removals
 from mvm.model import quota
 from mvm.model.entities import DesiredCounts, Pool, PoolSpec
 from mvm.model.errors import Conflict, InvalidInput, MvmError, Refused
 from mvm.model.ids import PoolId, TenantId
-
-_REMOVAL = "pool"
 
 
 class Pools:
@@ -113,17 +111,17 @@ class Pools:
                 f"pool '{tenant_id}/{pool_id}' holds the workers of {', '.join(users)}",
                 hint=f"remove them first: `mvm user remove {tenant_id} {users[0]}`",
             )
-        async with self._removals.recorded(_REMOVAL, tenant_id, pool_id, actor=actor):
+        async with self._removals.recorded(OF_POOL, tenant_id, pool_id, actor=actor):
             if (tenant_id, pool_id) not in self._catalog.pools:
                 return  # somebody else destroyed it while this call waited
             await self._remove(tenant_id, pool_id, actor=actor, progress=progress)
 
     async def resume_removals(self) -> None:
         """After a start of the agent: finish removals that were begun. One that fails does not keep the others."""
-        for removal in await self._removals.pending(_REMOVAL):
+        for removal in await self._removals.pending(OF_POOL):
             tenant_id, pool_id = TenantId(removal.parts[0]), PoolId(removal.parts[1])
             try:
-                async with self._removals.recorded(_REMOVAL, tenant_id, pool_id, actor=removal.actor):
+                async with self._removals.recorded(OF_POOL, tenant_id, pool_id, actor=removal.actor):
                     if (tenant_id, pool_id) in self._catalog.pools:
                         await self._remove(tenant_id, pool_id, actor=removal.actor, progress=silent)
             except MvmError as error:

@@ -8,8 +8,8 @@ planned again within the pass where what came down made room for what waited.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -24,7 +24,7 @@ from mvm.host.reconcile_plan import NO_PRUNE, plan_tenant, plan_upkeep
 from mvm.host.reconcile_records import Present
 from mvm.host.reconcile_report import Failure, Report
 from mvm.host.reconcile_told import Teller
-from mvm.host.removals import Removals
+from mvm.host.removals import OF_POOL, OF_TENANT, Removals, being_removed
 from mvm.host.retries import Retries
 from mvm.host.secrets import SecretStore
 from mvm.model.desired import DesiredState, DesiredTenant
@@ -52,6 +52,20 @@ class Ask:
     template: str | None = None
     secrets: Mapping[str, str] | None = None
     prune: Prune = NO_PRUNE
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a pass is about."""
+
+    tenants: list[TenantId]
+    asks: Mapping[TenantId, Ask] = field(default_factory=dict)
+    unknown: list[TenantId] = field(default_factory=list)
+    """Tenants that are to go."""
+
+
+_Ask = Callable[[], Awaitable[_Asked]]
+"""Called when its pass begins: what was recorded while it waited for another one counts."""
 
 
 class Reconciler:
@@ -102,7 +116,27 @@ class Reconciler:
 
         Raises, before anything is done, for what cannot be had without losing something.
         """
-        return await self._apply([ask], [], actor, progress, dry_run=dry_run, all_or_nothing=all_or_nothing)
+        return await self._apply(_settled(_of([ask])), actor, progress, dry_run=dry_run, all_or_nothing=all_or_nothing)
+
+    async def apply_change(
+        self,
+        tenant_id: TenantId,
+        change: Callable[[DesiredTenant], DesiredTenant],
+        *,
+        actor: str,
+        progress: Progress = silent,
+        dry_run: bool = False,
+    ) -> Report:
+        """Make one tenant what `change` makes of what should be of it when the pass begins; otherwise as `apply`.
+
+        It is called once before, too: what is wrong with it is told at once.
+        """
+        change(await self._desired.tenant(tenant_id))
+
+        async def asked() -> _Asked:
+            return _of([Ask(tenant=change(await self._desired.tenant(tenant_id)))])
+
+        return await self._apply(asked, actor, progress, dry_run=dry_run)
 
     async def apply_state(
         self, state: DesiredState, *, actor: str, progress: Progress = silent, dry_run: bool = False
@@ -113,7 +147,7 @@ class Reconciler:
         asked_for = {tenant.tenant_id for tenant in state.tenants}
         unknown = [tenant_id for tenant_id in sorted(self._catalog.tenants) if tenant_id not in asked_for]
         report = await self._apply(
-            asks, unknown if state.prune_unknown_tenants else [], actor, progress, dry_run=dry_run
+            _settled(_of(asks, unknown if state.prune_unknown_tenants else [])), actor, progress, dry_run=dry_run
         )
         if not state.prune_unknown_tenants:
             report.unknown += [Deferral(name, "nobody asks for this tenant", name) for name in unknown]
@@ -123,7 +157,7 @@ class Reconciler:
         self, tenant_id: TenantId, pool_id: PoolId, *, actor: str, progress: Progress = silent
     ) -> Report:
         """Bring one pool to what its record says; raises what kept it from that when everything else is done."""
-        report = await self._one_pass([tenant_id], {}, actor, progress, only=pool_id)
+        report = await self._one_pass(_settled(_Asked([tenant_id])), actor, progress, only=pool_id)
         if report.failures:
             raise report.failures[0].error
         if report.refusals:
@@ -135,9 +169,12 @@ class Reconciler:
 
     async def keep_up(self) -> Report:
         """The agent's own pass: everything is brought to what the records say, and pending wishes are tried again."""
-        pending = {t.tenant_id: Ask(tenant=t, template=template) for t, template in await self._desired.pending()}
-        tenants = [*self._catalog.tenants, *(t for t in pending if t not in self._catalog.tenants)]
-        return await self._one_pass(tenants, pending, ACTOR, silent, waiting=self._retries.waiting())
+
+        async def asked() -> _Asked:
+            pending = {t.tenant_id: Ask(tenant=t, template=template) for t, template in await self._desired.pending()}
+            return _Asked([*self._catalog.tenants, *(t for t in pending if t not in self._catalog.tenants)], pending)
+
+        return await self._one_pass(asked, ACTOR, silent)
 
     async def desired(self, node_id: str) -> DesiredState:
         """What this host should run."""
@@ -167,51 +204,33 @@ class Reconciler:
     # One pass
 
     async def _apply(
-        self,
-        asks: list[Ask],
-        unknown: list[TenantId],
-        actor: str,
-        progress: Progress,
-        *,
-        dry_run: bool,
-        all_or_nothing: bool = False,
+        self, asked: _Ask, actor: str, progress: Progress, *, dry_run: bool, all_or_nothing: bool = False
     ) -> Report:
         if self._pass.locked():
             progress("waiting for another reconcile pass to end")
-        by_tenant = {ask.tenant.tenant_id: ask for ask in asks}
-        report = await self._one_pass(
-            list(by_tenant),
-            by_tenant,
-            actor,
-            progress,
-            unknown=unknown,
-            dry_run=dry_run,
-            all_or_nothing=all_or_nothing,
-        )
+        report = await self._one_pass(asked, actor, progress, dry_run=dry_run, all_or_nothing=all_or_nothing)
         if report.done["instances"]["restarted"]:
             self.kick()
         return report
 
     async def _one_pass(
         self,
-        tenants: list[TenantId],
-        asks: Mapping[TenantId, Ask],
+        asked: _Ask,
         actor: str,
         progress: Progress,
         *,
-        unknown: list[TenantId] | None = None,
         only: PoolId | None = None,
-        waiting: Mapping[str, str] | None = None,
         dry_run: bool = False,
         all_or_nothing: bool = False,
     ) -> Report:
         """Plan all of it, then carry it out; the time that it takes and its errors are told at the end."""
         async with self._pass:
-            began = self._clock.monotonic()
+            began, own = self._clock.monotonic(), actor == ACTOR
             run = Run(Report(dry_run=dry_run), actor, progress, all_or_nothing=all_or_nothing)
-            plans = await self._plans(tenants, asks, only, waiting or {}, own=actor == ACTOR, report=run.report)
+            found = await asked()
+            plans = await self._plans(found, only, self._retries.waiting() if own else {}, own=own, report=run.report)
             prunes = Plan()
-            for tenant_id in unknown or []:
+            for tenant_id in found.unknown:
                 self._plan_prune(tenant_id, prunes)
             for plan in (prunes, *plans.values()):
                 run.report.actions += plan.actions
@@ -219,33 +238,28 @@ class Reconciler:
                 run.report.unknown += plan.unknown
             if not dry_run:
                 await self._executor.carry_out(None, prunes.actions, run)
-                await self._carry_out(plans, asks, only, run)
-                self._teller.tell(run.report, actor=actor, whole_host=actor == ACTOR)
+                await self._carry_out(plans, found.asks, only, run)
+                self._teller.tell(run.report, actor=actor, whole_host=own)
                 self.observe(self._clock.monotonic() - began, len(run.report.failures))
             return run.report
 
     async def _plans(
-        self,
-        tenants: list[TenantId],
-        asks: Mapping[TenantId, Ask],
-        only: PoolId | None,
-        waiting: Mapping[str, str],
-        *,
-        own: bool,
-        report: Report,
+        self, asked: _Asked, only: PoolId | None, waiting: Mapping[str, str], *, own: bool, report: Report
     ) -> dict[TenantId, Plan]:
         """A plan for each tenant that has anything to it. Contradictions are raised together, or noted by `own`."""
         removing = await self._removing()
         plans: dict[TenantId, Plan] = {}
         problems: list[tuple[TenantId, tuple[str | int, ...], MvmError]] = []
-        for number, tenant_id in enumerate(tenants):
+        for number, tenant_id in enumerate(asked.tenants):
             if number % _BREATH == _BREATH - 1:
                 await asyncio.sleep(0)
-            if (tenant_id,) in removing and tenant_id not in asks:
+            if (tenant_id,) in removing and tenant_id in self._catalog.tenants:
+                if tenant_id in asked.asks and not own:
+                    problems.append((tenant_id, (), being_removed(tenant_id)))
                 continue
-            plan = await self._plan(tenant_id, asks.get(tenant_id), only, waiting, removing)
+            plan = await self._plan(tenant_id, asked.asks.get(tenant_id), only, waiting, removing)
             problems += [(tenant_id, c.location, c.error) for c in plan.contradictions]
-            if plan.actions or plan.deferrals or plan.unknown or (tenant_id in asks):
+            if plan.actions or plan.deferrals or plan.unknown or (tenant_id in asked.asks):
                 plans[tenant_id] = plan
         if problems and own:
             report.failures += [Failure(tenant_id, error) for tenant_id, _, error in problems]
@@ -291,7 +305,7 @@ class Reconciler:
 
     async def _removing(self) -> set[tuple[str, ...]]:
         """Ids of tenants and pools that are being removed: nothing is made in them any more."""
-        return {*await self._removals.recorded_of("tenant"), *await self._removals.recorded_of("pool")}
+        return {*await self._removals.recorded_of(OF_TENANT), *await self._removals.recorded_of(OF_POOL)}
 
     def _plan_prune(self, tenant_id: TenantId, plan: Plan) -> None:
         kept = [pool for pool in self._catalog.pools_of(tenant_id) if pool.critical or pool.pinned]
@@ -373,3 +387,17 @@ class Reconciler:
 
     def _pools_of(self, tenant_id: TenantId) -> set[PoolId]:
         return {pool.pool_id for pool in self._catalog.pools_of(tenant_id)}
+
+
+def _of(asks: list[Ask], unknown: list[TenantId] | None = None) -> _Asked:
+    by_tenant = {ask.tenant.tenant_id: ask for ask in asks}
+    return _Asked(list(by_tenant), by_tenant, unknown or [])
+
+
+def _settled(asked: _Asked) -> _Ask:
+    """What does not hang on the moment in which its pass begins."""
+
+    async def same() -> _Asked:
+        return asked
+
+    return same

@@ -8,9 +8,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from mvm.host.clock import Clock
+from mvm.model.errors import Conflict
+from mvm.model.ids import TenantId
 from mvm.store.base import Store
 
 PREFIX = "host/removals/"
+OF_TENANT, OF_POOL, OF_USER = "tenant", "pool", "user"
+"""Kinds of what is removed."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,14 @@ class Removals:
             for document in await self._store.list(f"{PREFIX}{kind}/")
             if (lock := self._under_way.get(document.key)) is None or not lock.locked()
         ]
+
+
+def being_removed(tenant_id: TenantId) -> Conflict:
+    """The error of whoever wants something of a tenant that goes: what they make would go with it, at once or later."""
+    return Conflict(
+        f"tenant {tenant_id!r} is being removed, or its removal did not end well",
+        hint=f"`mvm tenant destroy {tenant_id}` waits for it or finishes it; then it can be made anew",
+    )
 
 
 def _key(kind: str, *parts: str) -> str:

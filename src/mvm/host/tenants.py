@@ -14,8 +14,9 @@ from mvm.host.contracts import InstanceOperations
 from mvm.host.gateways import Gateways
 from mvm.host.pairing import Pairing
 from mvm.host.progress import Progress, silent
+from mvm.host.quotas import QuotaKeeper
 from mvm.host.refreshes import Refreshes
-from mvm.host.removals import Removals
+from mvm.host.removals import OF_TENANT, Removals
 from mvm.host.secrets import SecretStore
 from mvm.host.users import Users
 from mvm.model import addresses
@@ -26,7 +27,6 @@ from mvm.model.ids import TenantId, TenantNetId, tenant_net_id
 from mvm.model.secrets import LOGICAL_NAMES
 from mvm.store.base import Store
 
-_REMOVAL = "tenant"
 DESTROYED_AT_ONCE = 8
 HOST_AUDIT = TenantId("mvm-host")
 """Whose audit tells of what has no tenant any more; no tenant may have this id."""
@@ -68,6 +68,7 @@ class Tenants:
         catalog: Catalog,
         store: Store,
         operations: InstanceOperations,
+        quotas: QuotaKeeper,
         gateways: Gateways,
         users: Users,
         pairing: Pairing,
@@ -81,6 +82,7 @@ class Tenants:
         self._catalog = catalog
         self._store = store
         self._operations = operations
+        self._quotas = quotas
         self._gateways = gateways
         self._users = users
         self._pairing = pairing
@@ -109,6 +111,10 @@ class Tenants:
         async with self._changing:
             if tenant_id in self._catalog.tenants:
                 raise Conflict(f"tenant {tenant_id!r} exists already", hint=f"`mvm tenant info {tenant_id}` shows it")
+            if await self._removals.is_recorded(OF_TENANT, tenant_id):
+                # One of that name is only just gone, or its record could not be: at the next start it would take this.
+                async with self._removals.recorded(OF_TENANT, tenant_id, actor=actor):
+                    pass
             used = {TenantNetId(int(d.key.rpartition("/")[2])) for d in await self._store.list("net/")}
             chosen = await asyncio.to_thread(self._choose_net_id, used, net_id, subnet)
             network = addresses.tenant_network(chosen, subnet)
@@ -243,17 +249,17 @@ class Tenants:
         the agent) goes on. What is left is a line of the host's own audit, and the net id, which is never reused.
         """
         self._catalog.tenant(tenant_id)
-        async with self._removals.recorded(_REMOVAL, tenant_id, actor=actor):
+        async with self._removals.recorded(OF_TENANT, tenant_id, actor=actor):
             if tenant_id not in self._catalog.tenants:
                 return  # somebody else destroyed it while this call waited
             await self._remove(tenant_id, actor=actor, progress=progress)
 
     async def resume_removals(self) -> None:
         """After a start of the agent: finish destructions that were begun, and count secrets that were just set."""
-        for removal in await self._removals.pending(_REMOVAL):
+        for removal in await self._removals.pending(OF_TENANT):
             tenant_id = TenantId(removal.parts[0])
             try:
-                async with self._removals.recorded(_REMOVAL, tenant_id, actor=removal.actor):
+                async with self._removals.recorded(OF_TENANT, tenant_id, actor=removal.actor):
                     await self._remove(tenant_id, actor=removal.actor, progress=silent)
             except MvmError as error:
                 self._chronicle.tenant_event(tenant_id, "TenantRemovalFailed", actor="recovery", detail=error.message)
@@ -274,18 +280,29 @@ class Tenants:
             await self._catalog.remove_user(tenant_id, user.user_id)
         if gateway is not None and gateway.tenant_id != tenant_id:
             await self._refreshes.tell([gateway], actor=actor)
-        await self._destroy_instances(tenant_id, actor=actor, progress=progress)
-        for pool in self._catalog.pools_of(tenant_id):
-            await self._catalog.remove_pool(tenant_id, pool.pool_id)
-        await self._pairing.forget(tenant_id)
-        await self._secrets.forget_tenant(tenant_id)
-        await self._catalog.remove_tenant(tenant_id)
+        gone = False
+        while not gone:
+            await self._destroy_instances(tenant_id, actor=actor, progress=progress)
+            # Pools and instances are made under this lock: none is made in a tenant that is just going.
+            async with self._quotas.lock(tenant_id):
+                if gone := not self._catalog.instances_of(tenant_id):
+                    await self._remove_records(tenant_id)
         await asyncio.to_thread(self._chronicle.audit.destroy, tenant_id)
         detail = f"tenant {tenant_id!r}, its audit included"
         self._chronicle.audit.record(HOST_AUDIT, AuditAction.TENANT_DESTROYED, actor, detail=detail)
         self._chronicle.events.record(AuditAction.TENANT_DESTROYED.value, tenant_id=tenant_id, actor=actor)
         orphans = [i for t in served_before if t != tenant_id for i in self._catalog.instances_of(t)]
         await self._refreshes.tell(orphans, actor=actor)
+
+    async def _remove_records(self, tenant_id: TenantId) -> None:
+        """Remove all that is left of a tenant without instances, itself last."""
+        for user in self._catalog.users_of(tenant_id):
+            await self._catalog.remove_user(tenant_id, user.user_id)
+        for pool in self._catalog.pools_of(tenant_id):
+            await self._catalog.remove_pool(tenant_id, pool.pool_id)
+        await self._pairing.forget(tenant_id)
+        await self._secrets.forget_tenant(tenant_id)
+        await self._catalog.remove_tenant(tenant_id)
 
     async def _destroy_instances(self, tenant_id: TenantId, *, actor: str, progress: Progress) -> None:
         slots = asyncio.Semaphore(DESTROYED_AT_ONCE)

@@ -18,7 +18,7 @@ from mvm.host.contracts import InstanceOperations
 from mvm.host.gateways import Gateways
 from mvm.host.progress import Progress, silent
 from mvm.host.refreshes import Refreshes
-from mvm.host.removals import Removals
+from mvm.host.removals import OF_TENANT, OF_USER, Removals, being_removed
 from mvm.host.secrets import SecretStore
 from mvm.model.entities import Budget, Instance, Pool, User, UserSpec
 from mvm.model.errors import Conflict, InvalidInput, MvmError, NotFound
@@ -29,7 +29,6 @@ _PEER = re.compile(r"(telegram|discord):([0-9]{1,20})")
 Senders = Mapping[str, Iterable[str]]
 """Channel (`telegram`, `discord`) -> sender ids."""
 
-_REMOVAL = "user"
 ACTOR = "recovery"
 
 
@@ -117,11 +116,13 @@ class Users:
                     f"user {user_id!r} of tenant {tenant_id!r} exists already",
                     hint=f"`mvm user link {tenant_id} {user_id} {_as_typed(user)}` lets that sender be them too",
                 )
-            if await self._removals.is_recorded(_REMOVAL, tenant_id, user_id):
+            if await self._removals.is_recorded(OF_USER, tenant_id, user_id):
                 raise Conflict(
                     f"user {user_id!r} of tenant {tenant_id!r} is still being removed",
                     hint=f"`mvm user remove {tenant_id} {user_id}` waits for it or finishes it",
                 )
+            if await self._removals.is_recorded(OF_TENANT, tenant_id):
+                raise being_removed(tenant_id)
             self._require_free(tenant_id, user)
             await self._catalog.save_user(user)
         progress(f"making the worker of {user_id}")
@@ -241,9 +242,9 @@ class Users:
 
         When the worker cannot be destroyed, a second call (or the next start of the agent) goes on.
         """
-        if not await self._removals.is_recorded(_REMOVAL, tenant_id, user_id):
+        if not await self._removals.is_recorded(OF_USER, tenant_id, user_id):
             self.get(tenant_id, user_id)
-        async with self._removals.recorded(_REMOVAL, tenant_id, user_id, actor=actor):
+        async with self._removals.recorded(OF_USER, tenant_id, user_id, actor=actor):
             await self._catalog.remove_user(tenant_id, user_id)
             await self.refresh_gateway(tenant_id, actor=actor)
             progress(f"destroying the worker of {user_id}")
@@ -261,10 +262,10 @@ class Users:
 
         One that fails is told as an event and does not keep the others.
         """
-        for removal in await self._removals.pending(_REMOVAL):
+        for removal in await self._removals.pending(OF_USER):
             tenant_id, user_id = TenantId(removal.parts[0]), UserId(removal.parts[1])
             try:
-                async with self._removals.recorded(_REMOVAL, tenant_id, user_id, actor=removal.actor):
+                async with self._removals.recorded(OF_USER, tenant_id, user_id, actor=removal.actor):
                     await self._catalog.remove_user(tenant_id, user_id)
                     await self._destroy_workers(tenant_id, user_id, actor=removal.actor)
             except MvmError as error:

@@ -249,6 +249,7 @@ async def opened(directory: Path, *, host: dict[str, IPv4Network] | None = None)
             catalog=catalog,
             store=store,
             operations=operations,
+            quotas=quotas,
             gateways=gateways,
             users=users,
             pairing=pairing,

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.host.services import ALICE, GATEWAYS, WORKERS, Services
 
 from mvm.host.audit import AuditAction
-from mvm.model.desired import DesiredState, validate_desired
+from mvm.model.desired import DesiredPool, DesiredState, DesiredTenant, validate_desired
 from mvm.model.entities import DesiredCounts, Instance
 from mvm.model.errors import InvalidInput, MvmError, QuotaExceeded, Refused
 from mvm.model.ids import PoolId, TenantId, UserId
@@ -212,6 +212,42 @@ async def test_passes_do_not_overlap(services: Services) -> None:
     services.operations.start = start  # type: ignore[method-assign]
     await asyncio.gather(*(reconcile(services, tenant(name)) for name in ("erin", "fay", "gus")))
     assert most == 1
+
+
+async def test_a_change_that_waits_for_a_pass_undoes_nothing_that_was_recorded_meanwhile(services: Services) -> None:
+    await services.tenant(workers=1)
+    await services.users.add(ALICE, UserId("bob"), telegram=["111"], pool_id=WORKERS, actor="test")
+
+    def more_memory(tenant: DesiredTenant) -> DesiredTenant:
+        specs = [p.spec() for p in tenant.pools]
+        changed = [s.model_copy(update={"mem_mib": 3072}) if s.pool_id == WORKERS else s for s in specs]
+        return tenant.model_copy(update={"pools": tuple(DesiredPool.from_spec(spec) for spec in changed)})
+
+    async with services.reconciler._pass:
+        change = asyncio.create_task(services.reconciler.apply_change(ALICE, more_memory, actor="operator"))
+        own = asyncio.create_task(services.reconciler.keep_up())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await services.users.remove(ALICE, UserId("bob"), actor="operator")
+    report, _ = await change, await own
+    assert report.done["pools"]["updated"] == ["alice/workers"]
+    assert services.catalog.pool(ALICE, WORKERS).mem_mib == 3072
+    assert services.catalog.users_of(ALICE) == []
+
+
+async def test_a_sender_who_was_unlinked_is_not_linked_again_by_what_still_waits(services: Services) -> None:
+    bob = {"user_id": "bob", "pool_id": "workers", "telegram": ["111", "222"], "discord": []}
+    pools = (pool(), pool("workers", "capability-openclaw", 0))
+    await reconcile(services, tenant("erin", *pools, users=[bob], quotas={"max_pools": 2}))
+    more = pool("extra", "worker", 0)
+    report = await reconcile(services, tenant("erin", *pools, more, users=[bob], quotas={"max_pools": 2}))
+    assert report["deferred"], "something waits"
+    await services.users.unlink(ERIN, UserId("bob"), {"telegram": ["111"]}, actor="operator")
+    await keep_up(services)
+    assert services.catalog.user(ERIN, UserId("bob")).telegram == ("222",)
+    (kept,) = (await services.reconciler.desired("local")).tenants
+    assert [p.pool_id for p in kept.pools][-1] == "extra", "it waits still"
+    assert kept.users[0].telegram == ("222",)
 
 
 async def test_a_pass_is_measured(services: Services) -> None:

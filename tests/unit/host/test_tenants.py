@@ -122,6 +122,55 @@ async def test_a_destruction_that_was_cut_short_is_finished_by_the_next_agent(tm
         assert [document.key for document in await services.store.list("")] == ["net/1"]
 
 
+async def test_a_tenant_whose_removal_did_not_end_well_takes_nothing_new_until_it_is_gone(services: Services) -> None:
+    await services.tenant(workers=1)
+    services.operations.fails = lambda operation, _: MvmError("stuck") if operation == "destroy" else None
+    with pytest.raises(MvmError):
+        await services.tenants.destroy(ALICE, actor="operator")
+    services.operations.fails = lambda operation, about: None
+    with pytest.raises(Conflict, match="its removal did not end well") as refused:
+        await services.users.add(ALICE, BOB, telegram=["111"], actor="test")
+    assert "mvm tenant destroy alice" in (refused.value.hint or "")
+    kept = await services.reconciler.desired("local")
+    with pytest.raises(Conflict, match="its removal did not end well"):
+        await services.reconciler.apply_state(kept, actor="test")
+    assert (await services.reconciler.keep_up()).failures == []
+
+    await services.tenants.destroy(ALICE, actor="operator")
+    await services.tenant(workers=1)
+    await services.tenants.resume_removals()
+    assert ALICE in services.catalog.tenants
+
+
+async def test_what_is_made_in_a_tenant_while_it_goes_goes_too(services: Services) -> None:
+    await services.tenant(workers=1)
+    destroy, made = services.operations.destroy, 0
+
+    async def make_another(ref: InstanceRef, *, actor: str) -> None:
+        nonlocal made
+        await destroy(ref, actor=actor)
+        if made < 2:
+            made += 1
+            await services.operations.create_instance(ALICE, WORKERS, actor="test")
+
+    services.operations.destroy = make_another  # type: ignore[method-assign]
+    await services.tenants.destroy(ALICE, actor="operator")
+    assert made == 2
+    assert services.catalog.instances == {}
+    assert services.catalog.pools == {}
+
+
+async def test_a_removal_of_which_only_the_record_is_left_takes_no_later_tenant_of_that_name(
+    services: Services,
+) -> None:
+    await services.tenant(workers=1)
+    await services.tenants.destroy(ALICE, actor="operator")
+    await services.store.put("host/removals/tenant/alice", {"actor": "operator"})
+    await services.tenant(workers=1)
+    await services.tenants.resume_removals()
+    assert ALICE in services.catalog.tenants
+
+
 async def shared(services: Services) -> tuple[TenantId, TenantId]:
     """A hub that serves bob's tenant, whose user has a worker."""
     hub = await services.tenant("hub")
