@@ -55,7 +55,9 @@ def import_(
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Id of the tenant; default: the one in the backup.")
     ] = None,
-    start: Annotated[bool, typer.Option(help="Start its gateway at the end.")] = True,
+    start: Annotated[
+        bool, typer.Option(help="Start its gateway at the end; else it stays stopped until `mvm instance start`.")
+    ] = True,
     passphrase_file: PassphraseFile = None,
     passphrase_env: PassphraseEnv = None,
     output: Output = Format.TABLE,

@@ -219,7 +219,9 @@ class Backups:
             actor=actor,
         )
         try:
-            instances = await self._fill(tenant_id, manifest, path, passphrase, actor=actor, progress=progress)
+            instances = await self._fill(
+                tenant_id, manifest, path, passphrase, actor=actor, progress=progress, hold_gateways=not start
+            )
         except BaseException:
             await self._tenants.destroy(tenant_id, actor=actor)
             raise
@@ -250,6 +252,7 @@ class Backups:
         *,
         actor: str,
         progress: Progress,
+        hold_gateways: bool,
     ) -> dict[InstanceId, Instance]:
         """Everything of a tenant but its record; returns archived id -> instance."""
         for spec in manifest.pools:
@@ -269,7 +272,9 @@ class Backups:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(unpack, path, passphrase, places)
         for archived in manifest.instances:
-            await self._has_run_before(instances[archived.instance_id], archived)
+            instance = instances[archived.instance_id]
+            held = archived.held or (hold_gateways and instance.role is Role.GATEWAY)
+            await self._has_run_before(instance, archived, held=held)
         for user in manifest.users:
             await self._users.add(
                 tenant_id,
@@ -284,14 +289,14 @@ class Backups:
             await self._pools.update(tenant_id, spec, actor=actor)
         return instances
 
-    async def _has_run_before(self, instance: Instance, archived: ArchivedInstance) -> None:
-        """It is stopped, with data: a message or its alarm boots it."""
+    async def _has_run_before(self, instance: Instance, archived: ArchivedInstance, *, held: bool) -> None:
+        """It is stopped, with data: a message or its alarm boots it, unless it is held."""
         alarm = archived.next_alarm_at
         async with self._lifecycle.locked(instance.ref):
             latest = self._catalog.instance(instance.ref)
             changes = {
                 "state": State.STOPPED,
-                "held": archived.held,
+                "held": held,
                 "next_alarm_at": alarm and datetime.fromisoformat(alarm),
             }
             await self._catalog.save_instance(latest.model_copy(update=changes))

@@ -11,7 +11,7 @@ from tests.unit.host.live_agent import SECRETS, Agent
 
 from mvm.host import backups
 from mvm.model.errors import Conflict, InvalidInput, MvmError, NotFound, Refused
-from mvm.model.ids import InstanceId, TenantId
+from mvm.model.ids import InstanceId, PoolId, TenantId
 from mvm.security import sealed_files
 
 PASSPHRASE = "correct horse battery"
@@ -98,6 +98,13 @@ async def test_a_copy_beside_the_original_has_ids_and_a_network_of_its_own(deplo
     assert sorted(i.tenant_id for i in catalog.instances.values()) == ["alice", "alice", "copy", "copy"]
     assert len({tenant.network.ipv4_subnet for tenant in catalog.tenants.values()}) == 2
     assert states(deployed, "copy") == {"stopped"}
+    for _ in range(2):
+        await deployed.host.reconciler.keep_up()
+        await deployed.host.policy.tick_and_wait()
+    assert states(deployed, "copy") == {"stopped"}, "its gateway waits for a person"
+    (gateway,) = catalog.instances_of(TenantId("copy"), PoolId("gateways"))
+    await deployed.call("InstanceStart", address=str(gateway.ref))
+    assert states(deployed, "copy") == {"running", "stopped"}
 
 
 @pytest.mark.parametrize(
