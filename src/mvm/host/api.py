@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import errno
 import fcntl
 import os
 import pwd
@@ -43,6 +44,7 @@ CLOSE_GRACE_SECONDS = 5.0
 """What work under way gets when the agent ends; an interrupted transition has its intent recorded."""
 SOCKET_MODE = 0o660
 _QUEUE_FRAMES = 256
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 S = TypeVar("S")
 Json = dict[str, Any]
@@ -295,11 +297,20 @@ class ApiServer(Generic[S]):
             return error_frame(error), str(error.code)
         except Exception as error:
             log.exception("request failed")
-            failure = MvmError(
-                f"the agent failed at {name}: {type(error).__name__}",
-                hint=f"this is a defect; the agent's log has more, under request_id {request_id}",
-            )
-            return error_frame(failure), "500"
+            return error_frame(_failure(name, error, request_id)), "500"
+
+
+def _failure(name: str, error: Exception, request_id: str) -> MvmError:
+    """What a caller is told of an error that nobody expected; a disk that is full is no defect."""
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return MvmError(
+            f"the agent failed at {name}: {error.strerror}" + (f" ({error.filename})" if error.filename else ""),
+            hint="make room on the disk of the state directory (`mvm doctor` shows how much there is), then try again",
+        )
+    return MvmError(
+        f"the agent failed at {name}: {type(error).__name__}",
+        hint=f"this is a defect; the agent's log has more, under request_id {request_id}",
+    )
 
 
 def _named(frame: object) -> tuple[str, object]:

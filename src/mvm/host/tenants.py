@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network
 
 from mvm.host.audit import AuditAction
+from mvm.host.budgets import PREFIX as BUDGETS
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
@@ -300,6 +301,8 @@ class Tenants:
             await self._catalog.remove_user(tenant_id, user.user_id)
         for pool in self._catalog.pools_of(tenant_id):
             await self._catalog.remove_pool(tenant_id, pool.pool_id)
+        for document in await self._store.list(f"{BUDGETS}{tenant_id}/"):
+            await self._store.delete(document.key)
         await self._pairing.forget(tenant_id)
         await self._secrets.forget_tenant(tenant_id)
         await self._catalog.remove_tenant(tenant_id)

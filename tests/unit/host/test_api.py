@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import pwd
 import shutil
@@ -67,6 +68,7 @@ async def fail(desk: Desk, params: Named, call: Call) -> dict[str, Any]:
         "missing": NotFound("tenant 'x' does not exist", hint="look again"),
         "quota": QuotaExceeded("too many"),
         "defect": RuntimeError("s3cret"),
+        "full": OSError(errno.ENOSPC, "No space left on device", "/state/x"),
     }
     raise errors[params.name]
 
@@ -183,6 +185,13 @@ async def test_a_defect_is_told_without_its_text(start: Start) -> None:
         await agent.client.call("Fail", {"name": "defect"})
     assert "RuntimeError" in caught.value.message
     assert "s3cret" not in caught.value.message
+
+
+async def test_a_full_disk_is_no_defect(start: Start) -> None:
+    agent = await start()
+    with pytest.raises(MvmError, match=r"No space left on device \(/state/x\)") as caught:
+        await agent.client.call("Fail", {"name": "full"})
+    assert "make room" in (caught.value.hint or "")
 
 
 async def test_wrong_parameters_are_named_without_their_values(start: Start) -> None:

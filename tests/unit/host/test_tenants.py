@@ -76,6 +76,7 @@ async def test_a_destroyed_tenant_leaves_nothing_but_its_net_id_and_a_line_of_th
     await services.tenants.set_secrets(ALICE, {"anthropic/ANTHROPIC_API_KEY": "sk-ant-0123456789"}, actor="test")
     await services.secrets.openclaw_token(services.gateway())
     await services.pairing.request(ALICE, "telegram:999")
+    await services.store.put("budgets/alice/bob", ["2026-01-31T12:00:00+00:00"])
     await services.tenants.destroy(ALICE, actor="operator")
     left = [document.key for document in await services.store.list("")]
     assert left == ["net/1"]
