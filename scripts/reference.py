@@ -185,9 +185,14 @@ def described(command: Any, path: str) -> list[str]:
     options = [p for p in command.params if p.param_type_name == "option" and not EVERYWHERE & set(p.opts)]
     usage = " ".join([path, *(argument.metavar for argument in arguments)])
     lines = [f"### `{usage}`\n", f"{' '.join((command.help or '').split())}\n"]
-    rows = [f"| `{a.metavar.strip('[]')}` | {a.help or ''} |" for a in arguments]
+    rows = [f"| `{bare(a.metavar)}` | {a.help or ''} |" for a in arguments]
     rows += [f"| `{option_of(o)}` | {o.help or ''} |" for o in options]
     return [*lines, "\n".join(["| | |", "|---|---|", *rows]) + "\n"] if rows else lines
+
+
+def bare(metavar: str) -> str:
+    """An argument's name without the brackets that say that it may be left out."""
+    return metavar[1:-1] if metavar.startswith("[") else metavar
 
 
 def option_of(option: Any) -> str:

@@ -124,7 +124,8 @@ async def host(monkeypatch: pytest.MonkeyPatch, image_in_advance: Path) -> Async
 
 def left_over(host: Host) -> list[str]:
     """What there is of machines: processes, files, devices."""
-    found = [f"process {child.pid}" for child in psutil.Process().children() if "qemu" in child.name()]
+    running = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    found = [f"process {child.pid}" for child in running if "qemu" in child.name()]
     found += [str(path) for path in host.locations.state_dir.glob("builds/*")]
     found += [str(path) for path in (*host.locations.run_dir.glob("b/*"), *host.locations.secrets_dir.glob("*"))]
     found += [str(path) for path in cache().glob("nix/build-*")]

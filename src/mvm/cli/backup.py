@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
+import secrets
 import stat
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from mvm.cli import options, session
 from mvm.cli.output import AsJson, Format, Output, emit, sections, size
+
+if TYPE_CHECKING:
+    from mvm.host.client import AgentClient
+
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 PassphraseFile = Annotated[
     Path | None,
@@ -80,28 +87,51 @@ async def _export(tenant_id: str, file: Path, passphrase: str) -> dict[str, Any]
     from mvm.cli.progress import shown
 
     client = await session.agent()
-    with shown() as on_progress:
-        answer = await client.call(
-            "TenantExport", {"tenant_id": tenant_id, "passphrase": passphrase}, on_progress=on_progress
-        )
-    transfer, total = answer.pop("transfer"), answer["size"]
-    unfinished = file.with_name(f".{file.name}.{transfer[:8]}.part")
+    unfinished = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
     try:
+        # Before anybody is put to rest for it.
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _cannot(file, error) from error
+    try:
         with os.fdopen(descriptor, "wb") as out:
-            offset = 0
-            while offset < total:
-                piece = await client.call("TransferRead", {"transfer": transfer, "offset": offset})
-                offset += out.write(base64.b64decode(piece["data"]))
-            out.flush()
-            os.fsync(out.fileno())
-        os.link(unfinished, file)  # unlike a rename it never replaces what is there by now
+            with shown() as on_progress:
+                answer = await client.call(
+                    "TenantExport", {"tenant_id": tenant_id, "passphrase": passphrase}, on_progress=on_progress
+                )
+            transfer = answer.pop("transfer")
+            try:
+                await _fetch(client, transfer, answer["size"], out)
+            finally:
+                await client.call("TransferEnd", {"transfer": transfer})
+        _give_name(unfinished, file)
     except OSError as error:
         raise _cannot(file, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
-        await client.call("TransferEnd", {"transfer": transfer})
     return {**answer, "file": str(file)}
+
+
+async def _fetch(client: AgentClient, transfer: str, total: int, out: BinaryIO) -> None:
+    """Write a transfer of `total` bytes; it is on the disk when this returns."""
+    offset = 0
+    while offset < total:
+        piece = await client.call("TransferRead", {"transfer": transfer, "offset": offset})
+        offset += out.write(base64.b64decode(piece["data"]))
+    out.flush()
+    os.fsync(out.fileno())
+
+
+def _give_name(unfinished: Path, file: Path) -> None:
+    """The file gets its name, and never replaces what is there by now. Raises `OSError`."""
+    try:
+        os.link(unfinished, file)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # A file system without hard links, such as a memory stick's: the name is taken first.
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        unfinished.replace(file)
 
 
 async def _import(file: Path, passphrase: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -169,8 +199,11 @@ def _cannot(file: Path, error: OSError) -> Exception:
     from mvm.model.errors import MvmError, NotFound
 
     if isinstance(error, FileNotFoundError):
-        return NotFound(f"{file} cannot be opened: {error.strerror}")
-    return MvmError(f"{file} cannot be read or written: {error.strerror or error}")
+        there = file.parent.is_dir()
+        hint = "look at the name" if there else f"there is no directory '{file.parent}'"
+        return NotFound(f"{file} cannot be opened: {error.strerror}", hint=hint)
+    hint = f"look who may use '{file.parent}', and how much room there is"
+    return MvmError(f"{file} cannot be read or written: {error.strerror or error}", hint=hint)
 
 
 def _told(answer: dict[str, Any], head: str) -> str:

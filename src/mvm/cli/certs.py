@@ -63,8 +63,9 @@ def rotate(
 @app.command("issue")
 def issue(name: Name, out: Out, output: Output = Format.TABLE, as_json: AsJson = False) -> None:
     """Make the certificate of an operator on another host; the one that NAME had before is let in no more."""
-    from mvm.security.certificates import write_client
+    from mvm.security.certificates import require_place, write_client
 
+    require_place(out)
     path = write_client(out, _authority().issue(name))
     told = (
         f"{name}: {path}\ncopy it to that host, and set MVM_AGENT=tls://HOST:PORT and MVM_CERTS to its directory there"

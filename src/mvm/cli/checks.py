@@ -161,8 +161,14 @@ def secrets_memory(locations: Locations) -> Finding:
     )
 
 
+def nearest(directory: Path) -> Path:
+    """The directory, or the nearest one above it that there is, as far as it may be looked at."""
+    # `Path.exists` raises where a directory on the way may not be searched.
+    return next(path for path in (directory, *directory.parents) if os.path.exists(path))
+
+
 def disk_space(locations: Locations) -> Finding:
-    place = next(path for path in (locations.state_dir, *locations.state_dir.parents) if path.exists())
+    place = nearest(locations.state_dir)
     free = shutil.disk_usage(place).free // 2**20
     low = free < LOW_DISK_MIB
     return Finding(

@@ -110,6 +110,8 @@ async def _first(task: asyncio.Task[None], stopping: asyncio.Task[object]) -> No
     await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+    if not task.cancelled() and isinstance(error := task.exception(), OSError):
+        raise error  # nobody reads what it tells, or the disk that it goes to is full
 
 
 def signature(files: Iterable[Path]) -> Signature:

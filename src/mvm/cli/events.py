@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Annotated, Any
 
 import typer
@@ -36,14 +37,14 @@ def events(
 
     async def read() -> None:
         client = await session.agent()
-        stream = client.events(tenant_id=tenant_id, since=since, limit=limit, follow=follow)
-        async for event in stream:
-            if lines:
-                print(json_text(event), flush=True)
-            elif follow:
-                print(event_line(event), flush=True)
-            else:
-                past.append(event)
+        async with aclosing(client.events(tenant_id=tenant_id, since=since, limit=limit, follow=follow)) as stream:
+            async for event in stream:
+                if lines:
+                    print(json_text(event), flush=True)
+                elif follow:
+                    print(event_line(event), flush=True)
+                else:
+                    past.append(event)
 
     session.run(read())
     if not follow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import platform
 import re
@@ -10,10 +11,10 @@ import ssl
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mvm.cli.checks import Finding, Verdict
+from mvm.cli.checks import Finding, Verdict, nearest
 from mvm.host.locations import Locations
 
 OLDEST_KERNEL = (5, 10)
@@ -56,7 +57,7 @@ def kernel(release: str | None = None) -> Finding:
 
 def file_system(state_dir: Path, mounts: Path = Path("/proc/self/mountinfo")) -> Finding:
     """What the state is kept on, and whether copies on it share their blocks, found out by making one."""
-    place = next(path for path in (state_dir, *state_dir.parents) if path.exists())
+    place = nearest(state_dir)
     kind = file_system_of(place, mounts)
     name, matters = "file system", "the database, data drives and sleeping memory are kept there"
     if (danger := _danger(kind)) is not None:
@@ -305,10 +306,15 @@ def listener(port: int) -> tuple[str, bool]:
                 break
             try:
                 process = psutil.Process(connection.pid)
-                return f"{process.name()} (pid {connection.pid})", process.cmdline()[-2:] == ["agent", "serve"]
+                return f"{process.name()} (pid {connection.pid})", is_agent(process.cmdline())
             except psutil.Error:
                 break
     return "a program of another user", False
+
+
+def is_agent(command: Sequence[str]) -> bool:
+    """Whether that is the command line of an agent, whatever options it was given."""
+    return ("agent", "serve") in itertools.pairwise(command)
 
 
 def program_on_path(path: str | None = None, own: Path | None = None) -> Finding:
@@ -316,7 +322,7 @@ def program_on_path(path: str | None = None, own: Path | None = None) -> Finding
     own = own or Path(sys.executable).parent / "mvm"
     search = os.environ.get("PATH", os.defpath) if path is None else path
     candidates = [Path(directory) / "mvm" for directory in search.split(os.pathsep) if directory]
-    there = [candidate for candidate in candidates if candidate.is_file() and os.access(candidate, os.X_OK)]
+    there = [candidate for candidate in candidates if os.path.isfile(candidate) and os.access(candidate, os.X_OK)]
     foreign = [each for each in there if os.path.realpath(each) != os.path.realpath(own)]
     matters = "another program of that name, or another version, would answer to what you type"
     remedy = f'export PATH="{own.parent}:$PATH"'

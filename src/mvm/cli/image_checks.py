@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mvm.cli.checks import Finding, Verdict
+from mvm.cli.checks import Finding, Verdict, nearest
 from mvm.cli.output import mib
 from mvm.model.errors import MvmError
 
@@ -99,7 +99,7 @@ def kernel_package(directory: Path) -> Finding:
 def image_space(cache: Path) -> Finding:
     from mvm.image.debian.builder import NEEDED_DISK_MIB
 
-    place = next(path for path in (cache, *cache.parents) if path.exists())
+    place = nearest(cache)
     free = shutil.disk_usage(place).free // 2**20
     enough = free >= NEEDED_DISK_MIB
     return Finding(

@@ -70,6 +70,7 @@ def help_text() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status (CONTRACT 17). Nothing is raised but what is a defect."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_closed_streams()
     try:
         if given == ["--help"]:
             print(help_text())
@@ -78,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from mvm.cli.root import run
 
             status = run(given)
-        if sys.stdout is not None:  # it is None when it was closed before the start
-            sys.stdout.flush()
+        sys.stdout.flush()
     except MvmError as error:
         return fail(error.message, error.hint or HINTS.get(error.exit_status), error.exit_status)
     except KeyboardInterrupt:
@@ -95,6 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}", HINTS[ExitStatus.FAILED], ExitStatus.FAILED)
     return status
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that were closed before the start lead nowhere; nothing else may get their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the end
 
 
 def _write_no_more() -> None:

@@ -37,12 +37,16 @@ def instance(text: str) -> InstanceRef:
     return Address.parse(text).instance
 
 
+MAX_DIGITS = 18
+"""Of a number that somebody types."""
+
+
 def numbers(written: list[str] | None, *, what: str, example: str) -> dict[str, int]:
     """What was given as NAME=NUMBER, however often; raises `InvalidInput`."""
     found = {}
     for item in written or []:
         name, equals, number = item.partition("=")
-        if not equals or not (number.isascii() and number.isdigit()):
+        if not equals or not (number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS):
             raise InvalidInput(f"{what} {item[:80]!r} is not valid", hint=f"write NAME=NUMBER, such as {example}")
         found[name] = int(number)
     return found

@@ -78,6 +78,12 @@ def update(
     """Change a tenant's quotas, whom its gateway serves, or whose gateway serves it."""
     from mvm.model.errors import InvalidInput
 
+    for one, other, both in (
+        ("--accept", "--accept-none", accept and accept_none),
+        ("--gateway", "--own-gateway", gateway is not None and own_gateway),
+    ):
+        if both:
+            raise InvalidInput(f"{one} and {other} contradict each other", hint=f"leave {one} or {other} out")
     params = session.given(tenant_id=options.tenant(tenant), quotas=_quotas(quota) or None, accepts=accept)
     if accept_none:
         params["accepts"] = []

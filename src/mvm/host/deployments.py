@@ -194,10 +194,16 @@ class Deployments:
         workers = [i for i in self._catalog.instances_of(tenant_id) if i.user is not None]
         return [*([gateway] if gateway else []), *workers]
 
+    def _wants_gateway(self, tenant_id: TenantId) -> bool:
+        """Whether there is anybody to serve: a tenant of workers alone is ready without a gateway."""
+        has_pool = any(pool.role is Role.GATEWAY for pool in self._catalog.pools_of(tenant_id))
+        served = self._catalog.tenant(tenant_id).gateway_tenant is not None
+        return has_pool or served or bool(self._catalog.users_of(tenant_id))
+
     def _missing(self, tenant_id: TenantId) -> dict[Instance | None, str]:
         """What is not ready yet, each with what is waited for. An instance that sleeps is ready: a message wakes it."""
         missing: dict[Instance | None, str] = {}
-        if self._gateways.gateway_of(tenant_id) is None:
+        if self._gateways.gateway_of(tenant_id) is None and self._wants_gateway(tenant_id):
             missing[None] = f"waiting for a gateway that serves {tenant_id}"
         for instance in self._concerned(tenant_id):
             is_gateway = instance.role is Role.GATEWAY

@@ -128,7 +128,7 @@ def parse_config(path: Path, text: str) -> ConfigFile:
     """Check the text of an mvm.toml; an unknown key is refused with its line and the nearest valid one."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # a `TOMLDecodeError`, or a number with more digits than Python takes
         raise InvalidInput(f"{path} is not valid TOML: {error}", hint=f"correct it; its keys are: {_names()}") from None
     values: dict[str, Setting] = {}
     for key, value in document.items():

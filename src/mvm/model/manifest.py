@@ -148,6 +148,8 @@ class _Source:
                 f"{self._path}:{line}: is not valid TOML: {_AT_LINE.sub('', message)}",
                 hint='a value is a "string", a number, true, false, a [list] or a { table = "..." }',
             ) from None
+        except ValueError:  # of Python's own limit to the digits of a number, which says no line
+            raise InvalidInput(f"{self._path}: has a number that is too long", hint="no number is that large") from None
 
     def place(self, location: Location) -> str:
         """`file:line` of a location."""

@@ -47,6 +47,8 @@ SOON = timedelta(days=14)
 """A certificate that expires within this time is warned of."""
 CLOCK_SKEW = timedelta(minutes=5)
 """How far the clock of the other end may be behind for a new certificate to be valid there."""
+_IDENTITY_BYTES = 4096
+"""More than an identity file takes."""
 ALWAYS_NAMED = ("localhost", "127.0.0.1", "::1")
 
 _REMEDY = "make certificates with `mvm agent certs init`"
@@ -275,6 +277,22 @@ def write_client(directory: Path, identity: str) -> Path:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(path, identity)
     return path
+
+
+def require_place(directory: Path) -> None:
+    """Raise `InvalidInput` where `write_client` could not write: for before a certificate is made that ends another."""
+    trial = directory / f".{CLIENT_FILE}.{os.getpid()}.trial"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            write_private(trial, "\0" * _IDENTITY_BYTES)
+        finally:
+            trial.unlink(missing_ok=True)
+    except OSError as error:
+        raise InvalidInput(
+            f"the certificate cannot be written to '{directory}': {error.strerror or error}",
+            hint="name another directory with --out; nothing was changed",
+        ) from error
 
 
 def describe_identity(path: Path) -> Described:

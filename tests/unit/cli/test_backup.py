@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import os
 from pathlib import Path
@@ -72,8 +73,32 @@ def test_a_backup_that_breaks_off_leaves_no_file(ready: ScriptedAgent, mvm: Type
     ready.refuse("TransferRead", 404, "there is no such transfer")
     assert mvm("tenant", "export", "alice", str(tmp_path / "f"), *SESAME).status == 3
     assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+def test_where_it_cannot_be_written_nobody_is_put_to_rest_for_it(
+    ready: ScriptedAgent, mvm: Type, tmp_path: Path
+) -> None:
     typed = mvm("tenant", "export", "alice", str(tmp_path / "no/f"), *SESAME)
     assert (typed.status, "cannot be opened" in typed.err) == (3, True)
+    assert typed.error[1] == f"there is no directory '{tmp_path / 'no'}'"
+    assert "TenantExport" not in [name for name, _ in ready.requests]
+
+
+@pytest.mark.parametrize("appears", [False, True])
+def test_a_file_system_without_hard_links_takes_a_backup_too(
+    ready: ScriptedAgent, mvm: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, appears: bool
+) -> None:
+    file = tmp_path / "alice.mvm"
+
+    def link(_source: Path, target: Path) -> None:
+        if appears:
+            target.write_text("somebody else's")
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    typed = mvm("tenant", "export", "alice", str(file), *SESAME)
+    assert (typed.status, file.read_bytes()) == ((1, b"somebody else's") if appears else (0, CONTENT))
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["alice.mvm"]
 
 
 def test_a_backup_is_handed_over_and_imported(ready: ScriptedAgent, mvm: Type, backup: Path, tmp_path: Path) -> None:

@@ -94,6 +94,16 @@ def test_issue_and_revoke_by_name(mvm: Type, tmp_path: Path) -> None:
     assert mvm("agent", "certs", "revoke", "alice").status == 3
 
 
+def test_a_certificate_that_cannot_be_handed_over_ends_none(mvm: Type, tmp_path: Path) -> None:
+    mvm("agent", "certs", "init")
+    mvm("agent", "certs", "issue", "alice", "--out", str(tmp_path / "out"))
+    before = mvm("agent", "certs", "status", "--json").document
+    (tmp_path / "file").write_text("of somebody")
+    typed = mvm("agent", "certs", "issue", "alice", "--out", str(tmp_path / "file"))
+    assert (typed.status, str(tmp_path / "file") in typed.error[0], "--out" in typed.error[1]) == (2, True, True)
+    assert mvm("agent", "certs", "status", "--json").document == before
+
+
 @pytest.mark.parametrize(
     ("line", "status", "said"),
     [

@@ -254,6 +254,15 @@ async def test_every_error_is_told_and_survived(tmp_path: Path, capsys: pytest.C
     assert lines[3]["deployment"] == "alice"
 
 
+async def test_a_watch_whose_reader_has_gone_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def line(_document: dict[str, Any]) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(deploy_watch, "_line", line)
+    with pytest.raises(BrokenPipeError):
+        await asyncio.wait_for(Watch(Passes(tmp_path / "x.toml"), interval=0.01, as_lines=True).run(), 10)
+
+
 async def test_people_are_told_the_same_only_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     passes = Passes(tmp_path / "deployment.toml")
     passes.outcomes = [InvalidInput("line 3 is wrong")] * 3

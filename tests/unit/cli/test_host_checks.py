@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from tests.unit.cli.conftest import ScriptedAgent, Type
 
 from mvm.cli import host_checks
-from mvm.cli.checks import Finding, Verdict
+from mvm.cli.checks import Finding, Verdict, nearest
 from mvm.cli.orphan_checks import judged
 from mvm.host.locations import Locations, locate
 
@@ -168,6 +169,35 @@ def test_an_agent_of_mvm_s_may_have_its_own_port(locations: Locations, monkeypat
         taken.listen()
         found = host_checks.ports(replace(locations, metrics_port=taken.getsockname()[1]))
     assert found.verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("command", "is_one"),
+    [
+        (["python", "mvm", "agent", "serve"], True),
+        (["mvm", "agent", "serve", "--metrics-port", "9"], True),
+        (["mvm", "agent", "status"], False),
+        ([], False),
+    ],
+)
+def test_an_agent_is_known_by_its_command_line(command: list[str], is_one: bool) -> None:
+    assert host_checks.is_agent(command) is is_one
+
+
+def test_a_directory_that_may_not_be_looked_into_costs_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, stat = tmp_path / "closed", os.stat
+    closed.mkdir()
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        if closed in Path(os.fspath(path)).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert host_checks.program_on_path(str(closed)).verdict is Verdict.NOTE
+    assert nearest(closed / "state") == closed
 
 
 def test_another_program_of_the_same_name_is_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -119,6 +120,24 @@ def test_output_that_goes_nowhere_is_no_traceback(redirection: str, status: int,
         answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
         assert (answer.returncode, "Traceback" in answer.stderr) == (status, False), answer.stderr
         assert said in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "status", "said"),
+    [
+        ("tenant destroy alice", "<&-", 2, "there is no terminal to ask at"),
+        ("tenant list", ">&-", 1, "no agent runs"),
+        ("manifest schema", "2>&-", 0, ""),
+    ],
+)
+def test_a_standard_stream_that_is_closed_is_no_traceback(
+    tmp_path: Path, arguments: str, closed: str, status: int, said: str
+) -> None:
+    command = f"'{sys.executable}' -m mvm.cli.main --state-dir s --run-dir r {arguments} {closed}"
+    environment = {**os.environ, "MVM_NO_AUTOSTART": "1"}
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (answer.returncode, "Traceback" in answer.stderr) == (status, False), answer.stderr
+    assert said in answer.stderr
 
 
 def test_a_directory_that_is_gone_is_no_traceback(tmp_path: Path) -> None:

@@ -246,6 +246,12 @@ async def test_without_a_gateway_that_serves_it_a_deployment_is_not_ready(servic
         await services.deployments.wait_until_ready(ALICE, limit=0)
 
 
+async def test_a_deployment_of_workers_alone_needs_no_gateway(services: Services) -> None:
+    batch = PoolSpec(pool_id=PoolId("batch"), role=Role.WORKER, desired=DesiredCounts())
+    await apply(services, deployment(pools=(batch,), users=()))
+    await services.deployments.wait_until_ready(ALICE, limit=0)
+
+
 async def test_every_new_worker_is_started_once_whatever_the_pools_counts_are(services: Services) -> None:
     none = WORKER_POOL.model_copy(update={"desired": DesiredCounts()})
     await apply(services, deployment(pools=(none, GATEWAY_POOL)))

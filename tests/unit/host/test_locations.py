@@ -130,6 +130,7 @@ def test_a_run_directory_too_long_for_sockets_is_refused() -> None:
         ('runtime = "vmware"\n', "runtime 'vmware' is unknown", "firecracker"),
         ('firecracker_snapshots = "half"\n', "firecracker_snapshots 'half' is unknown", "full, diff"),
         ("runtime = \n", "not valid TOML", "its keys are"),
+        (f"metrics_port = {'1' * 5000}\n", "not valid TOML", "its keys are"),
         ("metrics_port = true\n", "mvm.toml:1: metrics_port is True", "from 0 to 65535"),
         ("metrics_port = 65536\n", "metrics_port '65536' is no port", "0 takes any free one"),
         ('metrics_port = "on"\n', "metrics_port 'on' is no port", "from 0 to 65535"),

@@ -316,6 +316,7 @@ def test_a_wrong_value_is_refused_with_file_line_and_what_was_expected(load_depl
         (TENANT, "deployment.toml:1: pools: is missing"),
         ("[tenant]\nid = 'Alice'\n" + GATEWAY, "deployment.toml:2: tenant.id: tenant id 'Alice' is not valid"),
         ("[tenant]\nid = 'a'\nnet_id = 4095\n" + GATEWAY, "deployment.toml:3: tenant.net_id: is too large"),
+        (f"[tenant]\nid = 'a'\nnet_id = {'1' * 5000}\n" + GATEWAY, "deployment.toml: has a number that is too long"),
         ("[tenant]\nid = 'a'\nsubnet = '10.0.0.0/8'\n" + GATEWAY, "deployment.toml:3: subnet '10.0.0.0/8' is a /8"),
         (
             TENANT + "[[pools]]\nid = 'p'\nrole = 'workers'",
