@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mvm.drives.content import CONFIG_FILE_MODE, SECRET_FILE_MODE, write_tree
+from mvm.host import build_place
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import Unavailable
 from mvm.model.ids import InstanceRef, instance_id, pool_id, tenant_id
@@ -206,6 +207,8 @@ class Bench(ABC):
     gateway_address = "127.0.0.11"
     """Whom guests take deliveries from."""
     stranger_address = "127.0.0.12"
+    guest_program = build_place.GUEST
+    """Beginning of the commands of mvm's own program in a guest."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
