@@ -49,8 +49,11 @@ class Subject:
         assert self.process is not None
         return self.process
 
-    async def write_drives(self, *, key: str, epoch: int | None = None, **config: Any) -> None:
-        """Write config and secrets and publish them; `key` is the value of the one secret."""
+    async def write_drives(self, *, key: str, epoch: int | None = None, people: int = 0, **config: Any) -> None:
+        """Write config and secrets and publish them; `key` is the value of the one secret that its service has.
+
+        Of each of `people` there is a token, as gateways have them.
+        """
         self.epoch = self.epoch if epoch is None else epoch
         machine, layout = self.machine, self.layout
         guest = {
@@ -85,7 +88,11 @@ class Subject:
         )
         write_tree(
             machine.secrets,
-            {"anthropic/ANTHROPIC_API_KEY": key.encode(), "openclaw/OPENCLAW_AUTH_TOKEN": b"the token"},
+            {
+                "anthropic/ANTHROPIC_API_KEY": key.encode(),
+                "openclaw/OPENCLAW_AUTH_TOKEN": b"the token",
+                **{f"workers/alice.person-{number}": b"a token" for number in range(people)},
+            },
             file_mode=SECRET_FILE_MODE,
         )
         await self.runtime.publish_drives(machine)
