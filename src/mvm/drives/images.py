@@ -15,10 +15,17 @@ from pathlib import Path
 
 from mvm.drives import erofs
 from mvm.model.errors import MvmError, Unavailable
+from mvm.runtime import sparse
 
 CONFIG_IMAGE_BYTES = 1024 * 1024
 SECRETS_IMAGE_BYTES = 256 * 1024
-"""Smallest sizes; a content that needs more gets the next power of two."""
+GATEWAY_IMAGE_BYTES = 16 * 1024 * 1024
+"""Smallest sizes; a content that needs more gets the next power of two.
+
+A machine that runs cannot be given a larger drive, and a gateway's hold something of everybody whom it serves: a token
+is a block (4 KiB), so there is room for 4000 people. What is not used is a hole, which takes neither memory nor disk.
+"""
+_ZEROS = bytes(1024 * 1024)
 EXT4_FEATURES = (
     "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
     "dir_nlink,extra_isize,metadata_csum"
@@ -38,13 +45,25 @@ def missing_programs() -> dict[str, str]:
 
 
 def write_erofs(content: Path, image: Path, *, smallest: int) -> int:
-    """Make `image` hold the files of the directory `content`; returns its size in bytes.
+    """Make `image` hold the files of the directory `content`; returns its size in bytes."""
+    return write_image(render_erofs(content), image, smallest=smallest)
+
+
+def render_erofs(content: Path) -> bytes:
+    """What an image with the files of the directory `content` holds: all belong to root in it; modes are kept."""
+    try:
+        return erofs.render(content)
+    except OSError as error:
+        raise MvmError(f"'{content}' cannot be read: {error.strerror or error}") from error
+
+
+def write_image(made: bytes, image: Path, *, smallest: int) -> int:
+    """Make `image` hold what was rendered; returns its size in bytes.
 
     The image keeps its inode and is never shorter than before. A reader meanwhile sees a mixture: it must be told
-    afterwards. Everything belongs to root in it; modes are kept.
+    afterwards.
     """
     try:
-        made = erofs.render(content)
         return _replace_content(made, image, fixed_size(len(made), smallest))
     except OSError as error:
         raise MvmError(
@@ -102,10 +121,18 @@ def _replace_content(content: bytes, image: Path, size: int) -> int:
         before = os.fstat(descriptor).st_size
         size = max(size, before)
         target.write(content)
-        target.write(bytes(max(0, before - len(content))))  # what an earlier content may have left
         target.flush()
+        _clear(descriptor, len(content))
         os.ftruncate(descriptor, size)
     return size
+
+
+def _clear(descriptor: int, begin: int) -> None:
+    """Write zeros over what an earlier content has left behind `begin`; holes stay holes."""
+    for offset, length in list(sparse.extents(descriptor)):
+        at, end = max(offset, begin), offset + length
+        while at < end:
+            at += os.pwrite(descriptor, _ZEROS[: end - at], at)
 
 
 def _which(program: str) -> str | None:

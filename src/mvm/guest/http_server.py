@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from collections import Counter
 from contextlib import suppress
 
@@ -33,6 +35,10 @@ HEADER_TIMEOUT = 15.0
 BODY_TIMEOUT = 30.0
 KEEP_ALIVE_SECONDS = 75.0
 MAX_CONNECTIONS = 512
+CLOSE_SECONDS = 1.0
+"""How long a connection that is closed may take to end before it is cut."""
+_AT_ONCE = struct.pack("ii", 1, 0)
+"""SO_LINGER for a connection that ends at once: what the peer did not take is thrown away."""
 
 
 class HttpServer:
@@ -97,11 +103,13 @@ class HttpServer:
         peer = writer.get_extra_info("peername")
         caller = str(peer[0]) if peer else ""
         self._callers[caller] += 1
+        # `drain` waits until the kernel has everything: nothing of an answer is left for `close` to wait for.
+        writer.transport.set_write_buffer_limits(0)
         try:
             if self._closing:
                 return
             if self._too_many(caller):
-                writer.write(render_response(Response.error(503, "too many connections"), keep_alive=False))
+                await self._send(writer, Response.error(503, "too many connections"), keep_alive=False)
                 return
             await self._serve(reader, writer, task)
         except asyncio.CancelledError:
@@ -115,10 +123,7 @@ class HttpServer:
             self._callers[caller] -= 1
             if not self._callers[caller]:
                 del self._callers[caller]
-            writer.close()
-            with suppress(OSError, asyncio.CancelledError):
-                async with asyncio.timeout(1.0):
-                    await writer.wait_closed()
+            await _hang_up(writer)
 
     def _too_many(self, caller: str) -> bool:
         if len(self._connections) > self._max_connections:
@@ -138,21 +143,26 @@ class HttpServer:
                 outcome = await self._answer(request)
             except HttpError as error:
                 # After a broken request the position in the stream is unknown.
-                writer.write(render_response(Response.error(error.status, error.message), keep_alive=False))
-                await writer.drain()
+                await self._send(writer, Response.error(error.status, error.message), keep_alive=False)
                 return
             if isinstance(outcome, TakeOver):
                 await outcome.run(reader, writer)
                 return
             wants_close = "close" in request.headers.get("connection", "").lower()
             keep_alive = not wants_close and not self._closing
-            writer.write(render_response(outcome, keep_alive=keep_alive, head_only=request.method == "HEAD"))
-            async with asyncio.timeout(self._body_timeout):
-                await writer.drain()
+            await self._send(writer, outcome, keep_alive=keep_alive, head_only=request.method == "HEAD")
             self._busy.discard(task)
             if not keep_alive:
                 return
             idle_limit = self._keep_alive
+
+    async def _send(
+        self, writer: asyncio.StreamWriter, response: Response, *, keep_alive: bool, head_only: bool = False
+    ) -> None:
+        """Raises `TimeoutError` when the caller does not take it."""
+        writer.write(render_response(response, keep_alive=keep_alive, head_only=head_only))
+        async with asyncio.timeout(self._body_timeout):
+            await writer.drain()
 
     async def _answer(self, request: Request) -> Response | TakeOver:
         try:
@@ -202,3 +212,24 @@ class HttpServer:
         except UnicodeDecodeError:
             raise HttpError(400, "the path is not UTF-8") from None
         return request
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close a connection; nothing is kept for a peer that does not take what it was sent."""
+    writer.close()
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await writer.wait_closed()
+    except OSError:  # TimeoutError is one
+        _cut(writer)
+    except asyncio.CancelledError:
+        _cut(writer)
+        raise
+
+
+def _cut(writer: asyncio.StreamWriter) -> None:
+    sock: socket.socket | None = writer.get_extra_info("socket")
+    with suppress(OSError):  # it may be gone already
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+    writer.transport.abort()

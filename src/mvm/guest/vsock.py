@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Protocol
 
 from mvm.guest.channel import AGENT_PORT, SLEEP_PREP_PORT, SUPERVISOR_PORT
 from mvm.guest.joint import Half
+from mvm.wire import relaying, transfer
 
 if TYPE_CHECKING:
     from mvm.guest.channel_service import Bridge
 
 log = logging.getLogger(__name__)
 
-GUEST_PORTS = (SUPERVISOR_PORT, AGENT_PORT, SLEEP_PREP_PORT)
-"""Guest ports that the host may connect to."""
+GUEST_PORTS = (
+    SUPERVISOR_PORT,
+    AGENT_PORT,
+    SLEEP_PREP_PORT,
+    transfer.PORT,
+    relaying.DELIVERY[1],
+    relaying.OUTBOUND[1],
+)
+"""Guest ports that the host may connect to. Where nobody listens (yet), a connection ends as soon as it is there."""
 HOST_CID = 2
 
 

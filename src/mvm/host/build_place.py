@@ -220,11 +220,11 @@ class MachinePlace:
         offering = asyncio.create_task(self._guest.execute(command, seconds=FETCH_SECONDS))
         try:
             async with asyncio.timeout(FETCH_SECONDS):
-                reader, writer = await self._connect(offering)
-                try:
-                    await transfer.receive(reader, output, names, most=most, on_bytes=on_bytes)
-                finally:
-                    writer.close()
+                while not await self._received(names, output, most, on_bytes):
+                    await asyncio.wait([offering], timeout=POLL_SECONDS / 4)
+                    if offering.done():
+                        said = _last(offering.result().stderr)
+                        raise Unavailable(f"what was built is not offered by the machine: {said}")
         except TimeoutError:
             raise TimedOut(f"copying the image out of the machine was given up after {FETCH_SECONDS} s") from None
         except transfer.TransferError as error:
@@ -235,16 +235,21 @@ class MachinePlace:
             offering.cancel()
             await asyncio.gather(offering, return_exceptions=True)
 
-    async def _connect(self, offering: asyncio.Task[ExecResult]) -> Connection:
-        """Connect to what is offered as soon as it is. Raises `Unavailable` when it is not any more."""
-        while True:
-            try:
-                return await self._guest.connect(transfer.PORT)
-            except Unavailable:
-                await asyncio.wait([offering], timeout=POLL_SECONDS / 4)
-                if offering.done():
-                    said = _last(offering.result().stderr)
-                    raise Unavailable(f"what was built is not offered by the machine: {said}") from None
+    async def _received(
+        self, names: Sequence[str], output: Path, most: int, on_bytes: Callable[[int, int], None]
+    ) -> bool:
+        """Take what is offered. False while nothing is; how a port says so depends on what carries the channel."""
+        try:
+            reader, writer = await self._guest.connect(transfer.PORT)
+        except Unavailable:
+            return False
+        try:
+            await transfer.receive(reader, output, names, most=most, on_bytes=on_bytes)
+        except transfer.NothingCame:
+            return False
+        finally:
+            writer.close()
+        return True
 
     def _seconds(self, seconds: int) -> int:
         return round(seconds * self._slowness)

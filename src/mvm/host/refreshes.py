@@ -91,7 +91,8 @@ class Refreshes:
 
     def _report(self, ref: InstanceRef, actor: str, error: MvmError) -> None:
         if (instance := self._catalog.instances.get(ref.instance_id)) is not None:
-            self._chronicle.event(instance, "RefreshFailed", actor=actor, detail=error.message)
+            detail = f"{error.message}; {error.hint}" if error.hint else error.message
+            self._chronicle.event(instance, "RefreshFailed", actor=actor, detail=detail)
 
     async def close(self) -> None:
         """Give up what is still to be told; `tell_all` makes up for it."""

@@ -209,7 +209,8 @@ class Runtime(Protocol):
     async def publish_drives(self, machine: Machine) -> None:
         """Make what is in `machine.config` and `machine.secrets` what the guest reads next.
 
-        Called before each start and restore, and before a running guest is told to read its drives again.
+        Called before each start and restore, and before a running guest is told to read its drives again. Raises
+        `Conflict`, and changes nothing, when the drives that a running machine has are too small for it.
         """
 
     async def start(self, machine: Machine) -> ProcessIdentity:

@@ -13,14 +13,16 @@ from typing import Protocol
 from mvm.drives import images
 from mvm.drives.table import CONFIG, DATA, ROOTFS, SECRETS, Drive, drives_of
 from mvm.image.base import Manifest
-from mvm.model.errors import MvmError, Unavailable
+from mvm.model.errors import Conflict, MvmError, Unavailable
+from mvm.model.roles import Role
 from mvm.runtime.base import GuestLayout, Machine
 
 MADE_BY = "made_by.json"
 """What a machine was started with, beside its memory: its pool may be changed while it runs."""
 CPUINFO = Path("/proc/cpuinfo")
-SMALLEST: Mapping[Drive, int] = {SECRETS: images.SECRETS_IMAGE_BYTES, CONFIG: images.CONFIG_IMAGE_BYTES}
-"""Least size of the image of each drive that is rebuilt."""
+_SMALLEST: Mapping[Drive, int] = {SECRETS: images.SECRETS_IMAGE_BYTES, CONFIG: images.CONFIG_IMAGE_BYTES}
+SIZES = "drives"
+"""Name of what `sizes` tells among what a machine is made by."""
 
 
 def image_of(machine: Machine) -> Path:
@@ -110,25 +112,48 @@ def prepare_data(image: Path, *, mib: int) -> None:
         images.make_ext4(image, mib=mib)
 
 
-def sizes(images_of_drives: Mapping[Drive, Path]) -> str:
+def smallest(drive: Drive, role: Role) -> int:
+    """Least size of the image of a drive that is rebuilt."""
+    return images.GATEWAY_IMAGE_BYTES if role is Role.GATEWAY else _SMALLEST[drive]
+
+
+def sizes(machine: Machine, files: DriveFiles) -> str:
     """The sizes of the drives that are rebuilt, also before their images were made: a guest knows them."""
-    rebuilt = [drive for drive in images_of_drives if drive in SMALLEST]
-    return ",".join(f"{drive.serial}={_size(images_of_drives[drive], SMALLEST[drive])}" for drive in rebuilt)
+    found = {drive: path for drive, path in drive_images(machine, files).items() if drive in _SMALLEST}
+    return ",".join(f"{drive.serial}={_size(path, smallest(drive, machine.role))}" for drive, path in found.items())
 
 
-def _size(path: Path, smallest: int) -> int:
+def _sizes_in(told: str) -> dict[str, int]:
+    """What `sizes` tells, by serial."""
+    return {serial: int(size) for serial, _, size in (part.partition("=") for part in told.split(",") if part)}
+
+
+def _size(path: Path, otherwise: int) -> int:
     try:
         return path.stat().st_size
     except FileNotFoundError:
-        return smallest
+        return otherwise
 
 
-def write_images(machine: Machine, files: DriveFiles) -> None:
-    """Write the images of what is rebuilt at each start and wake, in place: a running guest reads them next."""
-    rebuilt = ((CONFIG, machine.config, files.config_image), (SECRETS, machine.secrets, files.secrets_image))
-    for drive, content, image in rebuilt:
-        if drive in drives_of(machine.role):
-            images.write_erofs(content, image, smallest=SMALLEST[drive])
+def write_images(machine: Machine, files: DriveFiles, *, running: Mapping[str, str] | None = None) -> None:
+    """Write the images of what is rebuilt at each start and wake, in place: a running guest reads them next.
+
+    `running` is what the machine that runs was started with, if one does. Its drives have the size that they had then:
+    raises `Conflict` for what does not fit any more, and nothing is written.
+    """
+    content = {CONFIG: (machine.config, files.config_image), SECRETS: (machine.secrets, files.secrets_image)}
+    rebuilt = [drive for drive in content if drive in drives_of(machine.role)]
+    made = {drive: images.render_erofs(content[drive][0]) for drive in rebuilt}
+    held = {} if running is None else _sizes_in(running.get(SIZES, ""))
+    for drive in rebuilt:
+        if (needed := len(made[drive])) > held.get(drive.serial, needed):
+            raise Conflict(
+                f"what {machine.ref} is to have on its drive '{drive.serial}' takes {needed} bytes, "
+                f"and it runs with a drive of {held[drive.serial]}",
+                hint=f"restart it: `mvm instance stop {machine.ref}`, then `mvm instance start {machine.ref}`",
+            )
+    for drive in rebuilt:
+        images.write_image(made[drive], content[drive][1], smallest=smallest(drive, machine.role))
 
 
 def remember(memory: Path, made: Mapping[str, str]) -> None:

@@ -46,8 +46,16 @@ class VirtualMachines(ABC, Generic[F]):
         """Connect to a guest port."""
 
     async def publish_drives(self, machine: Machine) -> None:
-        """Write both images in place. A running guest sees them when it mounts them next."""
-        await asyncio.to_thread(makeup.write_images, machine, self._files(machine))
+        """Write both images in place. A running guest sees them when it mounts them next.
+
+        Raises `Conflict`, and writes nothing, when they have outgrown the drives of a machine that runs.
+        """
+        await asyncio.to_thread(self._write_images, machine, self._files(machine))
+
+    def _write_images(self, machine: Machine, files: F) -> None:
+        runs = self._running(files) is not None
+        running = makeup.remembered(files.memory, who=str(machine.ref)) if runs else None
+        makeup.write_images(machine, files, running=running)
 
     async def saved_snapshot(self, machine: Machine) -> Snapshot | None:
         files = self._files(machine)

@@ -27,6 +27,10 @@ class TransferError(Exception):
     """A transfer that is not what was agreed on; the text says why."""
 
 
+class NothingCame(TransferError):
+    """The connection ended before the first byte: over vsock, that is how nobody offers anything (yet)."""
+
+
 async def send(writer: asyncio.StreamWriter, directory: Path, names: Sequence[str]) -> None:
     """Send files of a directory, those that are there; links are followed. Raises `OSError`."""
     for name in names:
@@ -62,8 +66,9 @@ async def receive(
 
     `on_bytes` is told how many bytes of a file have come, and how many it has. Raises `TransferError`, and `OSError`.
     """
+    first = await _first_byte(reader)
     for name in names:
-        header = await _read_line(reader)
+        header, first = await _read_line(reader, first), b""
         size = header.get("size")
         if header.get("name") != name or header.keys() != {"name", "size"}:
             raise TransferError(f"{name} was expected and something else came")
@@ -103,9 +108,20 @@ def _line(value: dict[str, object]) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-async def _read_line(reader: asyncio.StreamReader) -> dict[str, object]:
+async def _first_byte(reader: asyncio.StreamReader) -> bytes:
     try:
-        line = await _within(reader.readuntil(b"\n"))
+        first = await _within(reader.read(1))
+    except ConnectionError as error:
+        raise NothingCame(str(error)) from error
+    if not first:
+        raise NothingCame("it ended before it began")
+    return first
+
+
+async def _read_line(reader: asyncio.StreamReader, begun: bytes = b"") -> dict[str, object]:
+    """The line that begins with `begun`."""
+    try:
+        line = begun + await _within(reader.readuntil(b"\n"))
         value = json.loads(line) if len(line) <= _LONGEST_LINE else None
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, RecursionError):
         raise TransferError("it ended, or was of another form") from None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mvm.drives.content import CONFIG_FILE_MODE, SECRET_FILE_MODE, write_tree
+from mvm.host import build_place
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import Unavailable
 from mvm.model.ids import InstanceRef, instance_id, pool_id, tenant_id
@@ -48,8 +49,11 @@ class Subject:
         assert self.process is not None
         return self.process
 
-    async def write_drives(self, *, key: str, epoch: int | None = None, **config: Any) -> None:
-        """Write config and secrets and publish them; `key` is the value of the one secret."""
+    async def write_drives(self, *, key: str, epoch: int | None = None, people: int = 0, **config: Any) -> None:
+        """Write config and secrets and publish them; `key` is the value of the one secret that its service has.
+
+        Of each of `people` there is a token, as gateways have them.
+        """
         self.epoch = self.epoch if epoch is None else epoch
         machine, layout = self.machine, self.layout
         guest = {
@@ -84,7 +88,11 @@ class Subject:
         )
         write_tree(
             machine.secrets,
-            {"anthropic/ANTHROPIC_API_KEY": key.encode(), "openclaw/OPENCLAW_AUTH_TOKEN": b"the token"},
+            {
+                "anthropic/ANTHROPIC_API_KEY": key.encode(),
+                "openclaw/OPENCLAW_AUTH_TOKEN": b"the token",
+                **{f"workers/alice.person-{number}": b"a token" for number in range(people)},
+            },
             file_mode=SECRET_FILE_MODE,
         )
         await self.runtime.publish_drives(machine)
@@ -206,6 +214,8 @@ class Bench(ABC):
     gateway_address = "127.0.0.11"
     """Whom guests take deliveries from."""
     stranger_address = "127.0.0.12"
+    guest_program = build_place.GUEST
+    """Beginning of the commands of mvm's own program in a guest."""
 
     def __init__(self, base: Path) -> None:
         self.base = base

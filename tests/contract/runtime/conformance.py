@@ -6,19 +6,36 @@ import asyncio
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import pytest
 from tests.contract.runtime.bench import LIMIT_SECONDS, Bench, Subject
 from tests.standins.waiting import until
 
+from mvm.host import build_place
+from mvm.host.build_place import MachinePlace
+from mvm.host.in_loop import InLoop
 from mvm.model.errors import MvmError, Unavailable
-from mvm.runtime.base import GUEST_AGENT_PORT, HOST_PORT, SLEEP_PREP_PORT
+from mvm.runtime.base import GUEST_AGENT_PORT, HOST_PORT, SLEEP_PREP_PORT, Connection
 from mvm.wire import messages
 from mvm.wire.frames import FrameError
 from mvm.wire.messages import WorkStatus
+
+
+@dataclass(frozen=True)
+class Builder:
+    """An instance as a machine to build in (`mvm.host.build_place.BuildGuest`)."""
+
+    subject: Subject
+
+    async def execute(self, argv: Sequence[str], *, seconds: int) -> messages.ExecResult:
+        return await self.subject.ask(messages.Exec(argv=tuple(argv), timeout_secs=seconds), seconds=seconds)
+
+    async def connect(self, port: int) -> Connection:
+        return await self.subject.runtime.connect(self.subject.machine, port)
 
 
 class RuntimeConformance(ABC):
@@ -270,6 +287,19 @@ class RuntimeConformance(ABC):
         for port in (GUEST_AGENT_PORT, HOST_PORT, 9):
             with pytest.raises(Unavailable, match=f"port {port}"):
                 await bench.runtime.connect(subject.machine, port)
+
+    async def test_files_that_a_guest_offers_reach_the_host_at_a_port_of_their_own(
+        self, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not bench.runtime.capabilities.images:
+            pytest.skip("nothing is built in its instances")
+        monkeypatch.setattr(build_place, "GUEST", bench.guest_program)
+        subject = await bench.ready()
+        await subject.execute("sh", "-c", "mkdir /data/built && echo whole >/data/built/image")
+        place = MachinePlace(Builder(subject), InLoop(), sources={}, environment={})
+        fetching = asyncio.to_thread(place.fetch, PurePosixPath("/data/built"), ("image",), tmp_path, lambda _: None)
+        output = await asyncio.wait_for(fetching, LIMIT_SECONDS)
+        assert (output / "image").read_text() == "whole\n"
 
     async def test_deliveries_are_taken_from_the_gateway_only(self, bench: Bench) -> None:
         subject = await bench.ready()

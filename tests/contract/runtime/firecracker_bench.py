@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +21,7 @@ from tests.standins.firecracker.images import make_image
 from tests.standins.firecracker.install import Installed, install
 from tests.standins.firecracker.settings import read_journal
 
+from mvm.host import build_place
 from mvm.network.taps import make_lasting_tap, remove_lasting_tap
 from mvm.runtime.base import Machine, Runtime
 from mvm.runtime.firecracker import launching
@@ -127,6 +130,8 @@ class FirecrackerBench(Bench):
 
 class StandinBench(FirecrackerBench):
     """The same on the stand-ins, of which every request must have been one that Firecracker takes."""
+
+    guest_program = ("env", "MVM_CHANNEL_DIR=/run/mvm/ch", os.path.realpath(sys.executable), *build_place.GUEST[1:])
 
     def __init__(self, base: Path, image: Path, *, version: str = "1.16.1", diffs: bool = False) -> None:
         self.diffs = diffs

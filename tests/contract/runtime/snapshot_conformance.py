@@ -15,10 +15,19 @@ from tests.contract.runtime.bench import LIMIT_SECONDS, Bench, Subject
 from tests.contract.runtime.conformance import RuntimeConformance
 
 from mvm.model.errors import Conflict, MvmError, SnapshotRejected
+from mvm.model.roles import Role
 from mvm.runtime.base import Snapshot
 from mvm.wire.messages import WorkStatus
 
 CLOCK_TOLERANCE_SECONDS = 1.0
+KEY = "/run/secrets/anthropic/ANTHROPIC_API_KEY"
+OUTGROWN = 100
+"""People whose tokens do not fit on the secrets drive of a worker."""
+
+
+async def tokens(subject: Subject) -> int:
+    """Of how many people the guest has a token."""
+    return int(await subject.execute("sh", "-c", "ls /run/secrets/workers 2>/dev/null | wc -l"))
 
 
 class SnapshotConformance(RuntimeConformance):
@@ -125,6 +134,49 @@ class SnapshotConformance(RuntimeConformance):
         assert await bench.runtime.saved_snapshot(subject.machine) is None
 
     # What does not fit
+
+    async def test_secrets_that_outgrow_the_drive_of_a_running_instance_are_refused_until_it_is_started_again(
+        self, bench: Bench
+    ) -> None:
+        subject = await bench.ready()
+        with pytest.raises(Conflict, match="on its drive 'secrets' takes") as refused:
+            await subject.write_drives(key="second key", epoch=2, people=OUTGROWN, note="not to be seen")
+        assert "mvm instance stop" in (refused.value.hint or "")
+        # Nothing of it was written: the guest goes on reading what it had, and takes what fits.
+        assert (await subject.refresh()).success
+        assert await subject.execute("cat", KEY) == "first key"
+        assert "not to be seen" not in await subject.execute("cat", "/etc/mvm-config/config.json")
+        await subject.write_drives(key="third key", epoch=3)
+        assert (await subject.refresh()).success
+        assert await subject.execute("cat", KEY) == "third key"
+        await subject.stop()
+        await subject.write_drives(key="fourth key", epoch=4, people=OUTGROWN)
+        await subject.start_ready()
+        assert await tokens(subject) == OUTGROWN
+
+    async def test_a_sleeper_whose_secrets_outgrew_its_drive_boots_with_all_of_them(self, bench: Bench) -> None:
+        subject = await bench.ready()
+        await subject.execute("sh", "-c", "echo kept > note")
+        snapshot = await self.put_to_sleep(subject)
+        await subject.write_drives(key="second key", epoch=2, people=OUTGROWN)
+        with pytest.raises(SnapshotRejected, match="the sizes of the config and secrets drives"):
+            await bench.runtime.restore(subject.machine, snapshot)
+        assert bench.leftovers(subject) == []
+        await bench.runtime.discard_snapshot(subject.machine)
+        await subject.start_ready()
+        assert await tokens(subject) == OUTGROWN
+        assert await subject.execute("cat", "note") == "kept\n"
+
+    async def test_a_gateway_that_runs_takes_in_the_tokens_of_a_thousand_people(self, bench: Bench) -> None:
+        subject = await bench.new(role=Role.GATEWAY)
+        await subject.start()
+        await subject.write_drives(key="second key", epoch=2, people=1000)
+        assert (await subject.refresh()).success
+        assert await tokens(subject) == 1000
+        await subject.write_drives(key="third key", epoch=3)
+        assert (await subject.refresh()).success
+        assert await tokens(subject) == 0
+        await subject.stop()
 
     async def test_every_file_of_a_snapshot_is_missed(self, bench: Bench) -> None:
         subject = await bench.ready()

@@ -1,7 +1,8 @@
 """Firecracker's hybrid vsock: `CONNECT <port>` over one Unix socket of the host's, `<uds_path>_<port>` the other way.
 
 On the guest's side the stand-in does what `mvm.guest.channel_service` does in a machine: it joins the host's
-connections to the Unix sockets that mvm's agent and supervisor listen on, and theirs to the host's.
+connections to the Unix sockets that mvm's agent and supervisor listen on, and theirs to the host's. As there, it takes
+connections at `GUEST_PORTS` and nowhere else, and they end at once where nobody is behind that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tests.standins.firecracker.guest import Guest
 from tests.standins.firecracker.jail import Jail, listening, short
 
 from mvm.guest.channel import AGENT_PORT
+from mvm.guest.vsock import GUEST_PORTS
 
 MAX_LINE = 32
 FIRST_HOST_PORT = 1 << 30
@@ -72,13 +74,12 @@ class Vsock:
                 await asyncio.sleep(0.01)
             if port == AGENT_PORT:
                 await before()
-            try:
-                with short(guest.port(port)) as there:
-                    far = await asyncio.open_unix_connection(there)
-            except OSError:
-                return  # nobody listens: the connection is closed without a word
+            if port not in GUEST_PORTS:
+                return  # the guest's kernel refuses: the connection is closed without a word
             self._ports += 1
             writer.write(f"OK {self._ports}\n".encode())
+            with short(guest.port(port)) as there:
+                far = await asyncio.open_unix_connection(there)
             await self._join((reader, writer), far)
         except (ValueError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass

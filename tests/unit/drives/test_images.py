@@ -58,6 +58,13 @@ def test_more_content_gets_a_larger_image_that_never_shrinks(content: Path, tmp_
     assert images.write_erofs(content, image, smallest=SMALL) == 4 * SMALL
 
 
+def test_what_an_image_does_not_use_takes_no_room_however_often_it_is_written(content: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    for _ in range(2):
+        assert images.write_erofs(content, image, smallest=images.GATEWAY_IMAGE_BYTES) == images.GATEWAY_IMAGE_BYTES
+        assert image.stat().st_blocks * 512 <= 64 * 1024
+
+
 def test_what_is_made_on_the_way_is_removed(content: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()

@@ -14,12 +14,16 @@ from pathlib import Path
 import pytest
 
 from mvm.guest import channel_service
-from mvm.guest.channel import UnixChannel
+from mvm.guest.channel import AGENT_PORT, SLEEP_PREP_PORT, SUPERVISOR_PORT, UnixChannel
 from mvm.guest.channel_service import Bridge, MuxCarrier
 from mvm.guest.virtio_port import find_port
-from mvm.guest.vsock import GUEST_PORTS, HOST_CID, VsockCarrier, VsockSockets
+from mvm.guest.vsock import HOST_CID, VsockCarrier, VsockSockets
+from mvm.wire import relaying, transfer
 
 pytestmark = pytest.mark.timeout(30)
+
+LISTENED_AT = (AGENT_PORT, SLEEP_PREP_PORT, transfer.PORT, relaying.DELIVERY[1], relaying.OUTBOUND[1])
+"""Ports at which agent, `offer` and relay listen in a guest."""
 
 
 class UnixInPlaceOfVsock:
@@ -107,9 +111,9 @@ async def echoes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def test_over_vsock_the_host_reaches_the_guests_sockets(guest: Guest) -> None:
-    guest.servers += [await guest.channel.listen(port, echo) for port in GUEST_PORTS if port != 51]
+    guest.servers += [await guest.channel.listen(port, echo) for port in LISTENED_AT]
     guest.servers.append(await asyncio.start_unix_server(echo, str(guest.supervisor)))
-    for port in GUEST_PORTS:
+    for port in (SUPERVISOR_PORT, *LISTENED_AT):
         assert await echoes(*await guest.from_host(port))
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.standins.waiting import until
 
+from mvm.guest import http_server
 from mvm.guest.http import HttpError, Request, Response, TakeOver
 from mvm.guest.http_client import call, call_json
 from mvm.guest.http_server import HttpServer
@@ -233,3 +237,57 @@ async def test_one_caller_cannot_take_all_connections() -> None:
         writer.close()
         await writer.wait_closed()
     await server.close()
+
+
+MUCH = 8 << 20
+"""Bytes that no kernel keeps for one connection."""
+
+
+async def much(_: Request) -> Response:
+    return Response(200, bytes(MUCH))
+
+
+async def greedy(server: HttpServer, asked: bytes) -> socket.socket:
+    """Who asks and reads nothing."""
+    caller = socket.socket()
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    caller.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(caller, ("127.0.0.1", server.port))
+    await asyncio.get_running_loop().sock_sendall(caller, asked)
+    return caller
+
+
+@pytest.mark.parametrize("then", [b"GET / HTTP/1.1\r\n\r\n", b"no request\r\n\r\n"])
+async def test_nothing_is_kept_for_a_caller_that_takes_no_answer(monkeypatch: pytest.MonkeyPatch, then: bytes) -> None:
+    monkeypatch.setattr(http_server, "CLOSE_SECONDS", 0.05, raising=False)
+    server = HttpServer(much, body_timeout=0.05, max_per_caller=1)
+    await server.start("127.0.0.1", 0)
+    caller = await greedy(server, b"GET / HTTP/1.1\r\n\r\n" + then)
+    with caller:
+        await until(lambda: caller.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET, what="the reset")
+    await server.close()
+
+
+async def test_a_last_answer_is_sent_whole_however_long_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "CLOSE_SECONDS", 0.0, raising=False)
+    server = HttpServer(much)
+    await server.start("127.0.0.1", 0)
+    said = await talk(server.port, b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+    assert len(said.partition(b"\r\n\r\n")[2]) == MUCH
+    await server.close()
+
+
+async def test_a_server_that_ends_cuts_off_who_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "CLOSE_SECONDS", 0.05, raising=False)
+    asked = asyncio.Event()
+
+    async def answer(request: Request) -> Response:
+        asked.set()
+        return await much(request)
+
+    server = HttpServer(answer)
+    await server.start("127.0.0.1", 0)
+    with await greedy(server, b"GET / HTTP/1.1\r\n\r\n") as caller:
+        await asked.wait()
+        await server.close()
+        assert caller.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET

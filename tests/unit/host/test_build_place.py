@@ -255,7 +255,8 @@ async def test_an_image_that_would_fit_only_once_is_not_fetched(
 @pytest.mark.parametrize(
     ("spoiled", "words"),
     [
-        (b"", "could not be copied out of the machine: it ended"),
+        (b"", "is not offered by the machine"),
+        (b'{"name": "vmlinux"', "could not be copied out of the machine: it ended"),
         (b'{"name": "vmlinux", "size": 99999999999999999}\n', "are left for it"),
         (b'{"name": "../vmlinux", "size": 1}\n', "something else came"),
     ],

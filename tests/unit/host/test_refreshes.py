@@ -8,7 +8,7 @@ from tests.unit.host.services import ALICE, WORKERS, Services
 
 from mvm.host import refreshes
 from mvm.model.entities import Instance
-from mvm.model.errors import MvmError
+from mvm.model.errors import Conflict, MvmError
 from mvm.model.ids import UserId
 from mvm.model.states import State
 
@@ -40,6 +40,16 @@ async def test_one_that_did_not_listen_is_told_again_until_it_does(services: Ser
     await until(lambda: services.operations.refreshed == [services.gateway().ref])
     assert attempts == 4
     assert services.kinds(ALICE).count("RefreshFailed") == 3
+
+
+async def test_the_event_says_what_to_do(services: Services) -> None:
+    await services.tenant()
+    services.operations.fails = lambda *_: Conflict("it has outgrown its drive", hint="restart it")
+    await services.refreshes.tell([services.gateway()], actor="test")
+    failed = [
+        event.detail for event in services.chronicle.events.recent(tenant_id=ALICE) if event.kind == "RefreshFailed"
+    ]
+    assert failed == ["it has outgrown its drive; restart it"]
 
 
 @pytest.mark.usefixtures("_soon")

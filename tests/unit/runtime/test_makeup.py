@@ -9,10 +9,13 @@ import pytest
 from tests.unit.image.samples import inputs, manifest_of
 from tests.unit.runtime.qemu_machines import machine
 
+from mvm.drives.content import write_tree
 from mvm.drives.table import ROOTFS
 from mvm.image.base import FILES, ImageFile
-from mvm.model.errors import Unavailable
+from mvm.model.errors import Conflict, Unavailable
+from mvm.model.roles import Role
 from mvm.runtime import makeup
+from mvm.runtime.base import Machine
 from mvm.runtime.qemu.files import Files
 
 
@@ -39,6 +42,47 @@ def test_a_root_of_another_kind_does_not_stand_for_the_one_that_is_missing(image
     (image / "rootfs.ext4").rename(image / "rootfs.erofs")
     with pytest.raises(Unavailable, match=r"has no rootfs\.ext4"):
         makeup.require_files(image)
+
+
+@pytest.fixture
+def with_drives(image: Path, tmp_path: Path) -> Machine:
+    """A machine with configuration and one secret."""
+    made = replace(machine(tmp_path / "instance"), image=image, role=Role.GATEWAY)
+    write_tree(made.config, {"config.json": b"{}"}, file_mode=0o600)
+    write_tree(made.secrets, {"telegram/TELEGRAM_BOT_TOKEN": b"a token"}, file_mode=0o400)
+    return made
+
+
+def give_tokens(to: Machine, people: int) -> None:
+    tokens = {f"workers/alice.person-{number}": b"a token" for number in range(people)}
+    write_tree(to.secrets, tokens, file_mode=0o400)
+
+
+def test_a_gateways_drives_have_room_for_four_thousand_people(with_drives: Machine) -> None:
+    files = Files.of(with_drives)
+    before = makeup.sizes(with_drives, files)
+    makeup.write_images(with_drives, files)
+    assert makeup.sizes(with_drives, files) == before
+    give_tokens(with_drives, 4000)
+    makeup.write_images(with_drives, files, running={makeup.SIZES: before})
+    assert makeup.sizes(with_drives, files) == before
+
+
+def test_what_does_not_fit_on_the_drives_of_a_running_machine_is_refused_before_anything_is_written(
+    with_drives: Machine,
+) -> None:
+    files = Files.of(with_drives)
+    small = {makeup.SIZES: f"secrets={256 << 10},config={1 << 20}"}  # as an earlier mvm started gateways
+    makeup.write_images(with_drives, files, running=small)
+    before = (files.config_image.read_bytes(), files.secrets_image.read_bytes())
+    write_tree(with_drives.config, {"config.json": b'{"changed": true}'}, file_mode=0o600)
+    give_tokens(with_drives, 100)
+    with pytest.raises(Conflict, match=r"'secrets' takes \d+ bytes, and it runs with a drive of 262144") as refused:
+        makeup.write_images(with_drives, files, running=small)
+    assert f"mvm instance stop {with_drives.ref}" in (refused.value.hint or "")
+    assert (files.config_image.read_bytes(), files.secrets_image.read_bytes()) == before
+    makeup.write_images(with_drives, files)
+    assert b'{"changed": true}' in files.config_image.read_bytes()
 
 
 def test_an_image_without_a_manifest_is_told(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mvm.wire import transfer
-from mvm.wire.transfer import TransferError
+from mvm.wire.transfer import NothingCame, TransferError
 
 CONTENT = os.urandom(700_000)
 NAMES = ("vmlinux", "rootfs.erofs", "manifest.json")
@@ -56,6 +56,11 @@ def source(tmp_path: Path) -> Path:
     return directory
 
 
+async def test_a_connection_that_ends_before_it_begins_offers_nothing(tmp_path: Path) -> None:
+    with pytest.raises(NothingCame):
+        await receive(b"", tmp_path / "target", *NAMES)
+
+
 async def test_what_is_there_arrives_as_it_is(source: Path, tmp_path: Path) -> None:
     told = await receive(await sent(source, *NAMES), tmp_path / "target", *NAMES)
     found = {path.name: path.read_bytes() for path in (tmp_path / "target").iterdir()}
@@ -81,7 +86,7 @@ DIGEST = hashlib.sha256(b"abc").hexdigest()
 @pytest.mark.parametrize(
     ("stream", "words"),
     [
-        (b"", "it ended"),
+        (b"{", "it ended"),
         (b"{}\n", "something else came"),
         (header("../../etc/shadow", 3), "something else came"),
         (b'{"name": "vmlinux", "size": 3, "more": 1}\n', "something else came"),

@@ -44,5 +44,5 @@ def made_by(machine: Machine, files: Files, made_of: Hardware, version: Version)
         "mem_mib": str(made_of.mem_mib),
         "processor": makeup.processor(),
         "kernel": os.uname().release,
-        "drives": makeup.sizes(makeup.drive_images(machine, files)),
+        makeup.SIZES: makeup.sizes(machine, files),
     }
