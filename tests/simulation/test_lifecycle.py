@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.simulation.world import ALICE, GATEWAYS, QUICK, WORKERS, World
 
 from mvm.host import slots
+from mvm.host.line_files import LineFile
 from mvm.host.observability import Observability
 from mvm.host.reports import Activity
 from mvm.model.entities import Integration, Quotas
@@ -186,6 +188,29 @@ async def test_a_start_that_fails_leaves_no_process_and_the_reason(world: World)
     assert not world.has_process(ref)
     await world.lifecycle.start(ref, actor="test")
     assert world.catalog.instance(ref).last_error is None
+
+
+async def test_an_audit_that_the_disk_does_not_take_undoes_no_wake(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    by_message, by_hand = await world.worker(state=State.SLEEPING), await world.worker(state=State.SLEEPING)
+
+    def full(file: LineFile, line: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(LineFile, "append", full)
+        await world.wakes.wake(by_message, actor="message")
+        await world.lifecycle.start(by_hand, actor="operator")
+        await world.lifecycle.sleep(by_hand, actor="operator")
+    assert (world.state(by_message), world.state(by_hand)) == (State.RUNNING, State.SLEEPING)
+    assert world.has_process(by_message)
+    if world.runtime.capabilities.memory_snapshot:
+        assert world.runtime.restores == 2
+    assert "InstanceWoken cannot be written to the audit of alice" in caplog.text
+    await world.lifecycle.stop(by_message, actor="operator")
+    assert [entry["action"] for entry in world.audit.recent(ALICE, 2)] == ["AuditRepaired", "InstanceStopped"]
+    assert world.audit.verify(ALICE).intact
 
 
 async def test_a_snapshot_that_does_not_fit_boots_cold_and_is_audited(tmp_path: Path) -> None:
