@@ -185,6 +185,7 @@ class World:
             chronicle=self.chronicle,
             clock=clock,
         )
+        retries = Retries(clock)
         self.wakes = Wakes(
             catalog=self.catalog,
             budgets=self.budgets,
@@ -192,6 +193,7 @@ class World:
             quotas=self.quotas,
             observer=self.observer,
             chronicle=self.chronicle,
+            retries=retries,
             clock=clock,
         )
         self.recovery = Recovery(
@@ -217,7 +219,7 @@ class World:
             runtimes=runtimes,
             chronicle=self.chronicle,
             attachments=self.attachments,
-            retries=Retries(clock),
+            retries=retries,
             memory=lambda: self.memory,
             clock=clock,
         )

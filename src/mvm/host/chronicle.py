@@ -17,6 +17,17 @@ from mvm.model.ids import InstanceId, PoolId, TenantId, UserId
 _log = logging.getLogger(__name__)
 
 _AUDITED = frozenset(action.value for action in AuditAction)
+_BEGIN_ANEW = frozenset(
+    {
+        AuditAction.INSTANCE_STARTED,
+        AuditAction.INSTANCE_WOKEN,
+        AuditAction.INSTANCE_RESUMED,
+        AuditAction.INSTANCE_DESTROYED,
+    }
+)
+
+REASONS_TOLD = 10
+"""Reasons of one instance not to rest that are told for as long as it is awake: a guest can think up any number."""
 
 
 class Chronicle:
@@ -33,14 +44,25 @@ class Chronicle:
         """Told what was audited; neither waits nor raises."""
         self.snapshot_saved: Callable[[int], None] = lambda size: None
         """Told how many bytes a snapshot takes; likewise."""
+        self._deferrals: dict[InstanceId, set[str]] = {}
+        """Reasons that were told of those that are awake."""
 
     def record(self, instance: Instance, action: AuditAction, *, actor: str, detail: str | None = None) -> None:
         """Audit something that was done to (or tried by) an instance."""
+        if action in _BEGIN_ANEW:
+            self._deferrals.pop(instance.instance_id, None)
         self.recorded(action)
         self._audit(
             instance.tenant_id, action, actor, detail, pool_id=instance.pool_id, instance_id=instance.instance_id
         )
         self.event(instance, action.value, actor=actor, detail=detail)
+
+    def deferred(self, instance: Instance, reason: str, *, actor: str) -> None:
+        """Audit why an instance does not rest although it should: once per reason, not at every try."""
+        told = self._deferrals.setdefault(instance.instance_id, set())
+        if reason not in told and len(told) < REASONS_TOLD:
+            told.add(reason)
+            self.record(instance, AuditAction.TRANSITION_DEFERRED, actor=actor, detail=reason)
 
     def snapshot(self, instance: Instance, size: int, *, actor: str) -> None:
         """A snapshot of that many bytes was saved and verified."""

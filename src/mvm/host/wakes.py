@@ -16,6 +16,7 @@ from mvm.host.clock import Clock
 from mvm.host.lifecycle import Lifecycle
 from mvm.host.observation import Observer
 from mvm.host.quotas import QuotaKeeper, counts_as_running
+from mvm.host.retries import Retries, sleep_of
 from mvm.model import policy
 from mvm.model.entities import Instance
 from mvm.model.errors import MvmError, QuotaExceeded, Refused
@@ -38,6 +39,7 @@ class Wakes:
         observer: Observer,
         budgets: Budgets,
         chronicle: Chronicle,
+        retries: Retries,
         clock: Clock,
     ) -> None:
         self._catalog = catalog
@@ -46,6 +48,7 @@ class Wakes:
         self._observer = observer
         self._budgets = budgets
         self._chronicle = chronicle
+        self._retries = retries
         self._clock = clock
         self._under_way: dict[InstanceId, asyncio.Task[Instance]] = {}
         lifecycle.wake_wanted = self.is_wanted
@@ -133,13 +136,16 @@ class Wakes:
                 observation=self._observer.observe(other),
             )
             for other in self._catalog.instances_of(instance.tenant_id)
-            if other.instance_id != instance.instance_id and not self.is_wanted(other.instance_id)
+            if other.instance_id != instance.instance_id
+            and not self.is_wanted(other.instance_id)
+            and self._retries.may_try(sleep_of(other.ref))
         ]
         up = {State.RUNNING} if self._quotas.places_are_short(instance) else {State.RUNNING, State.WARM}
         for candidate in policy.choose_eviction(candidates, now=self._clock.now(), states=frozenset(up)):
             reason = f"{actor} (room for {instance.instance_id})"
             try:
-                await self._lifecycle.sleep(candidate.instance.ref, actor=reason, by_policy=True)
+                with self._retries.attempt(sleep_of(candidate.instance.ref)):
+                    await self._lifecycle.sleep(candidate.instance.ref, actor=reason, by_policy=True)
             except MvmError:
                 continue  # it became busy meanwhile: the next one
             return
