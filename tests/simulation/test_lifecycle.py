@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -14,8 +15,9 @@ from tests.simulation.world import ALICE, GATEWAYS, QUICK, WORKERS, World
 from mvm.host import slots
 from mvm.host.line_files import LineFile
 from mvm.host.observability import Observability
+from mvm.host.progress import Progress
 from mvm.host.reports import Activity
-from mvm.model.entities import Integration, Quotas
+from mvm.model.entities import Integration, Pool, Quotas
 from mvm.model.errors import Conflict, QuotaExceeded, Refused, Unavailable
 from mvm.model.states import State
 from mvm.wire import messages
@@ -446,6 +448,41 @@ async def test_a_start_that_hangs_is_not_waited_for_by_who_ends_it(world: World,
     assert not world.has_process(ref)
     with pytest.raises(Unavailable):
         await starting
+
+
+class SlowImages:
+    """Stands for images that are built for as long as a test likes."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+
+    async def ensure(self, pool: Pool, progress: Progress) -> Pool:
+        self.began.set()
+        await asyncio.Event().wait()
+        return pool
+
+
+@pytest.mark.parametrize("ending", ["destroy", "forced stop"])
+async def test_a_start_that_waits_for_its_image_is_not_waited_for_by_who_ends_it(tmp_path: Path, ending: str) -> None:
+    world = World(tmp_path)
+    world.images = images = SlowImages()
+    world.runtime.capabilities = dataclasses.replace(world.runtime.capabilities, images=True)
+    await world.open()
+    await world.tenant()
+    ref = await world.worker(state=State.READY)
+    starting = asyncio.create_task(world.lifecycle.start(ref, actor="test"))
+    await images.began.wait()
+    async with asyncio.timeout(10):
+        if ending == "destroy":
+            await world.lifecycle.destroy(ref, actor="test")
+            assert ref.instance_id not in world.catalog.instances
+        else:
+            with pytest.raises(Conflict, match="ready -> stopped"):
+                await world.lifecycle.stop(ref, actor="test", force=True)
+            assert (world.state(ref), world.catalog.instance(ref).transition) == (State.READY, None)
+        with pytest.raises(Conflict, match="given up"):
+            await starting
+    await world.close()
 
 
 async def test_policy_leaves_alone_what_a_person_has_just_dealt_with(world: World) -> None:

@@ -48,7 +48,7 @@ class ImageSource(Protocol):
     """Where the images of pools come from (`mvm.host.images`)."""
 
     async def ensure(self, pool: Pool, progress: Progress) -> Pool:
-        """Build the pool's image when it has none; returns the pool with its revision."""
+        """Build the pool's image when it has none; returns the pool with its revision. May be cancelled."""
 
 
 class NetworkSource(Protocol):
@@ -94,7 +94,7 @@ class BringUp:
         self._environment = environment
         self._slots = slots
         self._waits: dict[InstanceId, asyncio.Task[object]] = {}
-        """What comes before an instance has a process, and may take minutes: a base that is made, a place."""
+        """What comes before an instance has a process, and may take minutes: an image, a base that is made, a place."""
 
     def machine(self, instance: Instance) -> Machine:
         """What the instance's runtime is given for it."""
@@ -142,7 +142,8 @@ class BringUp:
             return instance
         pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
         with stages("image"):
-            pool = await self._images.ensure(pool, progress.current())
+            # The build itself goes on, for whoever else waits for it and for the next start.
+            pool = await self._unless_given_up(instance, self._images.ensure(pool, progress.current()))
         return await self._catalog.save_instance(instance.model_copy(update={"image_revision": pool.revision}))
 
     async def _find_memory(
