@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.simulation.world import ALICE, GATEWAYS, QUICK, WORKERS, World
+from tests.standins.waiting import until
 
 from mvm.host import slots
 from mvm.host.line_files import LineFile
@@ -234,6 +235,22 @@ async def test_what_its_operator_stopped_is_not_woken_by_a_message(world: World)
         await world.wakes.wake(ref, actor="writer")
     await world.lifecycle.start(ref, actor="operator")
     assert world.state(ref) is State.RUNNING
+
+
+async def test_a_message_does_not_wake_what_its_operator_is_just_stopping(world: World) -> None:
+    ref = await world.worker(state=State.SLEEPING)
+    async with world.lifecycle.locked(ref):
+        stopping = asyncio.create_task(world.lifecycle.stop(ref, actor="operator"))
+        await asyncio.sleep(0)
+        waking = asyncio.create_task(world.wakes.wake(ref, actor="message"))
+        await until(lambda: world.audit.recent(ALICE, 1)[0]["action"] == "WakeRequested", what="the wake")
+    with pytest.raises(Refused, match="stopped by its operator"):
+        await waking
+    assert (await stopping).held
+    await world.lifecycle.stop(ref, actor="reconcile", hold=False)
+    assert world.catalog.instance(ref).held, "only a person lets it go"
+    await world.lifecycle.start(ref, actor="operator")
+    assert (world.state(ref), world.catalog.instance(ref).held) == (State.RUNNING, False)
 
 
 async def test_a_wake_beyond_the_quota_puts_the_coldest_to_sleep_first(tmp_path: Path) -> None:

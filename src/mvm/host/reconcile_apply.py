@@ -276,7 +276,7 @@ class Executor:
 
     async def _start(self, ref: InstanceRef, run: Run, *, what: str) -> None:
         try:
-            await self._operations.start(ref, actor=run.actor)
+            await self._operations.start(ref, actor=run.actor, unless_held=True)
         except (Refused, ChannelRefused):
             raise
         except MvmError as error:
@@ -330,7 +330,7 @@ class Executor:
         if self._images is None or before.image_revision in ("", pool.revision):
             return
         if await self._images.roll_back(pool, actor=run.actor, reason=error.message) is not None:
-            await self._operations.start(before.ref, actor=run.actor)
+            await self._operations.start(before.ref, actor=run.actor, unless_held=True)
 
     async def _discard(self, action: Action, run: Run) -> None:
         assert action.instance is not None

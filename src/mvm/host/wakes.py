@@ -16,10 +16,11 @@ from mvm.host.clock import Clock
 from mvm.host.lifecycle import Lifecycle
 from mvm.host.observation import Observer
 from mvm.host.quotas import QuotaKeeper, counts_as_running
+from mvm.host.records import refuse_held
 from mvm.host.retries import Retries, sleep_of
 from mvm.model import policy
 from mvm.model.entities import Instance
-from mvm.model.errors import MvmError, QuotaExceeded, Refused
+from mvm.model.errors import MvmError, QuotaExceeded
 from mvm.model.ids import InstanceId, InstanceRef
 from mvm.model.states import State
 
@@ -83,15 +84,14 @@ class Wakes:
 
     async def _bring_back(self, ref: InstanceRef, *, actor: str, trace: str | None, for_user: bool) -> Instance:
         instance = self._catalog.instance(ref)
-        if instance.held:
-            raise Refused(f"{ref} was stopped by its operator", hint=f"`mvm instance start {ref}` lets it run again")
+        refuse_held(instance)
         if for_user:
             await self._budgets.check(instance)
         detail = f"trace {trace}" if trace else None
         self._chronicle.record(instance, AuditAction.WAKE_REQUESTED, actor=actor, detail=detail)
         while True:
             try:
-                awake = await self._lifecycle.start(ref, actor=actor)
+                awake = await self._lifecycle.start(ref, actor=actor, unless_held=True)
             except QuotaExceeded:
                 if not self._may_find_room(instance):
                     raise
@@ -117,7 +117,7 @@ class Wakes:
         while True:
             await self._make_room(instance, actor=actor)
             instance = self._catalog.instance(instance.ref)
-            if instance.state is State.RUNNING:
+            if instance.state is State.RUNNING or instance.held:
                 return
             pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
             try:
