@@ -463,7 +463,7 @@ async def test_a_start_that_hangs_is_not_waited_for_by_who_ends_it(world: World,
                 await world.lifecycle.stop(ref, actor="test", force=True)
             assert world.state(ref) is State.READY
     assert not world.has_process(ref)
-    with pytest.raises(Unavailable):
+    with pytest.raises(Conflict, match="given up"):
         await starting
 
 
