@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import errno
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from tests.simulation.world import ALICE, GATEWAYS, QUICK, WORKERS, World
+from tests.standins.waiting import until
 
 from mvm.host import slots
+from mvm.host.line_files import LineFile
 from mvm.host.observability import Observability
+from mvm.host.progress import Progress
 from mvm.host.reports import Activity
-from mvm.model.entities import Integration, Quotas
+from mvm.model.entities import Integration, Pool, Quotas
 from mvm.model.errors import Conflict, QuotaExceeded, Refused, Unavailable
+from mvm.model.ids import InstanceRef
 from mvm.model.states import State
 from mvm.wire import messages
 
@@ -188,6 +194,29 @@ async def test_a_start_that_fails_leaves_no_process_and_the_reason(world: World)
     assert world.catalog.instance(ref).last_error is None
 
 
+async def test_an_audit_that_the_disk_does_not_take_undoes_no_wake(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    by_message, by_hand = await world.worker(state=State.SLEEPING), await world.worker(state=State.SLEEPING)
+
+    def full(file: LineFile, line: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(LineFile, "append", full)
+        await world.wakes.wake(by_message, actor="message")
+        await world.lifecycle.start(by_hand, actor="operator")
+        await world.lifecycle.sleep(by_hand, actor="operator")
+    assert (world.state(by_message), world.state(by_hand)) == (State.RUNNING, State.SLEEPING)
+    assert world.has_process(by_message)
+    if world.runtime.capabilities.memory_snapshot:
+        assert world.runtime.restores == 2
+    assert "InstanceWoken cannot be written to the audit of alice" in caplog.text
+    await world.lifecycle.stop(by_message, actor="operator")
+    assert [entry["action"] for entry in world.audit.recent(ALICE, 2)] == ["AuditRepaired", "InstanceStopped"]
+    assert world.audit.verify(ALICE).intact
+
+
 async def test_a_snapshot_that_does_not_fit_boots_cold_and_is_audited(tmp_path: Path) -> None:
     world = await World(tmp_path).open()
     await world.tenant()
@@ -207,6 +236,22 @@ async def test_what_its_operator_stopped_is_not_woken_by_a_message(world: World)
         await world.wakes.wake(ref, actor="writer")
     await world.lifecycle.start(ref, actor="operator")
     assert world.state(ref) is State.RUNNING
+
+
+async def test_a_message_does_not_wake_what_its_operator_is_just_stopping(world: World) -> None:
+    ref = await world.worker(state=State.SLEEPING)
+    async with world.lifecycle.locked(ref):
+        stopping = asyncio.create_task(world.lifecycle.stop(ref, actor="operator"))
+        await asyncio.sleep(0)
+        waking = asyncio.create_task(world.wakes.wake(ref, actor="message"))
+        await until(lambda: world.audit.recent(ALICE, 1)[0]["action"] == "WakeRequested", what="the wake")
+    with pytest.raises(Refused, match="stopped by its operator"):
+        await waking
+    assert (await stopping).held
+    await world.lifecycle.stop(ref, actor="reconcile", hold=False)
+    assert world.catalog.instance(ref).held, "only a person lets it go"
+    await world.lifecycle.start(ref, actor="operator")
+    assert (world.state(ref), world.catalog.instance(ref).held) == (State.RUNNING, False)
 
 
 async def test_a_wake_beyond_the_quota_puts_the_coldest_to_sleep_first(tmp_path: Path) -> None:
@@ -403,13 +448,8 @@ async def test_a_worker_that_dies_in_a_turn_is_started_again_to_finish_it(world:
     assert world.state(ref) is State.RUNNING
 
 
-@pytest.mark.parametrize("ending", ["destroy", "forced stop"])
-async def test_a_start_that_hangs_is_not_waited_for_by_who_ends_it(world: World, ending: str) -> None:
-    ref = await world.worker(state=State.READY)
-    world.guest(ref).status = messages.WorkStatus.UNKNOWN
-    starting = asyncio.create_task(world.lifecycle.start(ref, actor="test"))
-    while "WorkerStatus" not in world.guest(ref).requests:
-        await asyncio.sleep(0.01)
+async def end(world: World, ref: InstanceRef, ending: str) -> None:
+    """End a start under way, which takes seconds at most."""
     async with asyncio.timeout(10):
         if ending == "destroy":
             await world.lifecycle.destroy(ref, actor="test")
@@ -417,10 +457,48 @@ async def test_a_start_that_hangs_is_not_waited_for_by_who_ends_it(world: World,
         else:
             with pytest.raises(Conflict, match="ready -> stopped"):
                 await world.lifecycle.stop(ref, actor="test", force=True)
-            assert world.state(ref) is State.READY
+            assert (world.state(ref), world.catalog.instance(ref).transition) == (State.READY, None)
+
+
+@pytest.mark.parametrize("ending", ["destroy", "forced stop"])
+async def test_a_start_that_hangs_is_not_waited_for_by_who_ends_it(world: World, ending: str) -> None:
+    ref = await world.worker(state=State.READY)
+    world.guest(ref).status = messages.WorkStatus.UNKNOWN
+    starting = asyncio.create_task(world.lifecycle.start(ref, actor="test"))
+    while "WorkerStatus" not in world.guest(ref).requests:
+        await asyncio.sleep(0.01)
+    await end(world, ref, ending)
     assert not world.has_process(ref)
-    with pytest.raises(Unavailable):
+    with pytest.raises(Conflict, match="given up"):
         await starting
+
+
+class SlowImages:
+    """Stands for images that are built for as long as a test likes."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+
+    async def ensure(self, pool: Pool, progress: Progress) -> Pool:
+        self.began.set()
+        await asyncio.Event().wait()
+        return pool
+
+
+@pytest.mark.parametrize("ending", ["destroy", "forced stop"])
+async def test_a_start_that_waits_for_its_image_is_not_waited_for_by_who_ends_it(tmp_path: Path, ending: str) -> None:
+    world = World(tmp_path)
+    world.images = images = SlowImages()
+    world.runtime.capabilities = dataclasses.replace(world.runtime.capabilities, images=True)
+    await world.open()
+    await world.tenant()
+    ref = await world.worker(state=State.READY)
+    starting = asyncio.create_task(world.lifecycle.start(ref, actor="test"))
+    await images.began.wait()
+    await end(world, ref, ending)
+    with pytest.raises(Conflict, match="given up"):
+        await starting
+    await world.close()
 
 
 async def test_policy_leaves_alone_what_a_person_has_just_dealt_with(world: World) -> None:

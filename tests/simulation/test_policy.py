@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from tests.simulation.world import ALICE, WORKERS, World
+from tests.standins.waiting import until
 
 from mvm.host.budgets import OverBudget
+from mvm.host.chronicle import REASONS_TOLD
 from mvm.host.policy_loop import RELIEF_SECONDS, TICK_SECONDS
 from mvm.host.reports import Activity
-from mvm.model.entities import Budget, Quotas, RuntimePolicy, User
-from mvm.model.errors import Refused
+from mvm.model.entities import Budget, Instance, Integration, Quotas, RuntimePolicy, User
+from mvm.model.errors import Refused, Unavailable
 from mvm.model.ids import InstanceRef, UserId
 from mvm.model.policy import ALARM_GRACE_SECONDS, ALARM_LEAD_SECONDS, ALARM_SPREAD_SECONDS, MemoryState
 from mvm.model.states import State
+from mvm.wire import messages
 
 BOB = UserId("bob")
 AT_ONCE = RuntimePolicy(
@@ -176,6 +180,117 @@ async def test_short_memory_is_no_reason_to_touch_who_is_protected(world: World,
     world.memory = MemoryState(total_bytes=100 * GIB, available_bytes=GIB)
     await world.policy.tick_and_wait()
     assert world.state(ref) is (State.SLEEPING if protection == "none" else State.RUNNING)
+
+
+# Refusals
+
+
+def told(world: World) -> list[str]:
+    """Details of the audit's lines about rests that did not come about."""
+    return [line["detail"] for line in world.audit.recent(ALICE, 10_000) if line["action"] == "TransitionDeferred"]
+
+
+def drains(world: World, ref: InstanceRef) -> int:
+    return world.guest(ref).requests.count("SleepPrep")
+
+
+@pytest.mark.parametrize("refusal", ["the guest", "a critical integration"])
+async def test_a_rest_that_is_refused_is_tried_with_growing_pauses_and_told_once(world: World, refusal: str) -> None:
+    if refusal == "a critical integration":
+        pool = world.catalog.pool(ALICE, WORKERS)
+        integrations = (Integration(name="notes", critical=True),)
+        await world.catalog.save_pool(pool.model_copy(update={"integrations": integrations}))
+    ref = await world.worker()
+    world.says(ref, Activity.IDLE)
+    world.guest(ref).refuse_sleep = "busy: a turn is under way"
+    world.guest(ref).failed_integrations = ("notes",)
+    await live(world, 3600)
+    tried = [request for request in world.guest(ref).requests if request in ("SleepPrep", "CheckpointIntegrations")]
+    assert 30 <= len(tried) <= 70, "about once a minute"
+    assert len(told(world)) == 1
+    world.guest(ref).refuse_sleep, world.guest(ref).failed_integrations = None, ()
+    await live(world, 300)
+    assert world.state(ref) is State.SLEEPING
+
+
+async def test_a_guest_that_thinks_up_reasons_fills_no_log(world: World) -> None:
+    ref, reasons = await world.worker(), itertools.count()
+    guest = world.guest(ref)
+
+    async def refuse_anew(request: messages.HostToGuest) -> None:
+        guest.refuse_sleep = f"reason {next(reasons)}"
+
+    guest.before = refuse_anew
+    world.says(ref, Activity.IDLE)
+    await live(world, 3600)
+    assert drains(world, ref) > REASONS_TOLD
+    assert len(told(world)) == REASONS_TOLD
+    await world.lifecycle.stop(ref, actor="test", force=True)
+    await world.lifecycle.start(ref, actor="test")
+    with pytest.raises(Refused):
+        await world.lifecycle.sleep(ref, actor="test")
+    assert len(told(world)) == REASONS_TOLD + 1, "awake anew"
+
+
+async def test_an_alarm_that_comes_and_goes_fills_no_log(world: World) -> None:
+    ref = await world.worker()
+    world.guest(ref).refuse_sleep = "busy: a turn is under way"
+    for look in range(200):
+        alarm = world.time.wall + timedelta(seconds=30) if look % 2 else None
+        world.reports.record(ref.instance_id, Activity.IDLE, next_alarm_at=alarm)
+        await live(world, TICK_SECONDS)
+    assert len(told(world)) == 2
+
+
+async def test_a_saving_that_fails_does_not_pause_and_resume_at_every_look(world: World) -> None:
+    ref = await world.worker()
+    world.says(ref, Activity.IDLE)
+    for _ in range(720):
+        world.runtime.fail["snapshot"] = Unavailable("the disk is full")
+        await live(world, TICK_SECONDS)
+    assert drains(world, ref) <= 70
+    assert len(told(world)) == 1
+
+
+async def test_while_memory_is_short_one_that_refuses_is_not_in_the_way_of_the_next(world: World) -> None:
+    stubborn, other = await world.worker(), await world.worker()
+    world.guest(stubborn).refuse_sleep = "busy: a turn is under way"
+    world.says(stubborn, Activity.IDLE)
+    world.time.pass_seconds(5)
+    world.says(other, Activity.IDLE)
+    world.time.pass_seconds(20)
+    world.memory = MemoryState(total_bytes=100 * GIB, available_bytes=GIB)
+    for _ in range(5):
+        await world.policy.tick_and_wait()
+        world.time.pass_seconds(RELIEF_SECONDS)
+    assert (world.state(stubborn), world.state(other)) == (State.RUNNING, State.SLEEPING)
+
+
+async def test_a_wake_that_waits_for_room_does_not_ask_one_that_refuses_every_second(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvm.host.wakes.ROOM_RETRY_SECONDS", 0.001)
+    await world.tenant(quotas=Quotas(max_running=1))
+    stubborn = await world.worker()
+    wanted = await world.worker(state=State.READY)
+    world.guest(stubborn).refuse_sleep = "busy: a turn is under way"
+    world.says(stubborn, Activity.IDLE)
+    looks, make_room = 0, world.wakes._make_room
+
+    async def look(instance: Instance, *, actor: str) -> None:
+        nonlocal looks
+        looks += 1
+        world.time.pass_seconds(1)
+        await make_room(instance, actor=actor)
+
+    world.wakes._make_room = look  # type: ignore[method-assign]
+    waiting = asyncio.create_task(world.wakes.wake(wanted, actor="message"))
+    await until(lambda: looks > 120, what="two minutes of waiting")
+    assert 3 <= drains(world, stubborn) <= 6
+    assert len(told(world)) == 1
+    world.guest(stubborn).refuse_sleep = None
+    assert (await waiting).state is State.RUNNING
+    assert world.state(stubborn) is State.SLEEPING
 
 
 # Budgets

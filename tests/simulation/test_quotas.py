@@ -17,7 +17,7 @@ from mvm.host.refreshes import Refreshes
 from mvm.host.removals import Removals
 from mvm.host.reports import Activity
 from mvm.model.entities import Instance, PoolSpec, Quotas
-from mvm.model.errors import NotFound, QuotaExceeded
+from mvm.model.errors import NotFound, QuotaExceeded, Refused
 from mvm.model.ids import PoolId
 from mvm.model.roles import Role
 from mvm.model.states import State
@@ -182,3 +182,20 @@ async def test_a_wake_that_waits_for_room_ends_with_its_instance(world: World, m
     with pytest.raises(NotFound):
         await asyncio.wait_for(waiting, 30)
     assert world.state(working) is State.RUNNING
+
+
+async def test_a_wake_that_waits_for_room_does_not_start_who_was_stopped_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvm.host.wakes.ROOM_RETRY_SECONDS", 0.01)
+    wanted, working = await world.worker(state=State.SLEEPING), await world.worker()
+    await limit(world, max_running=1)
+    world.says(working, Activity.BUSY, in_flight=1)
+    waiting = asyncio.create_task(world.wakes.wake(wanted, actor="message"))
+    await until(lambda: "QuotaExceeded" in [e["action"] for e in world.audit.recent(ALICE, 100)], what="the wait")
+    await world.lifecycle.stop(wanted, actor="operator")
+    world.says(working, Activity.IDLE)
+    with pytest.raises(Refused, match="stopped by its operator"):
+        await asyncio.wait_for(waiting, 30)
+    assert (world.state(wanted), world.catalog.instance(wanted).held) == (State.STOPPED, True)
+    assert world.state(working) is State.RUNNING, "nobody is put to sleep for nobody"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from tests.simulation.engine import TwoImages, engine
 from tests.simulation.world import ALICE, GATEWAYS, QUICK, WORKERS, World
+from tests.standins.waiting import until
 
+from mvm.host.channel_logins import ChannelRefused
 from mvm.host.reconcile import INTERVAL_SECONDS, Ask, Reconciler
 from mvm.host.reports import Activity
 from mvm.model.desired import DesiredPool, DesiredTenant
-from mvm.model.entities import DesiredCounts, PoolSpec, Quotas, UserSpec
+from mvm.model.entities import DesiredCounts, Instance, PoolSpec, Quotas, UserSpec
 from mvm.model.errors import Unavailable
 from mvm.model.ids import InstanceRef, UserId
 from mvm.model.roles import Role
@@ -240,6 +242,85 @@ async def test_a_new_image_goes_to_one_instance_first_and_back_when_that_does_no
     await reconciler.keep_up()
     assert {i.image_revision for i in world.catalog.instances_of(ALICE)} == {"revision-3"}
     assert (await reconciler.keep_up()).actions == []
+    await world.close()
+
+
+BATCH = PoolSpec(pool_id=WORKERS, role=Role.WORKER, desired=DesiredCounts(running=2), runtime_policy=QUICK)
+
+
+async def no_place(world: World, canary: InstanceRef) -> None:
+    """Somebody takes the place of the canary between its end and its start."""
+    start = world.lifecycle.start
+
+    async def start_later(ref: InstanceRef, *, actor: str, unless_held: bool = False) -> Instance:
+        tenant = world.catalog.tenant(ALICE)
+        await world.catalog.save_tenant(tenant.model_copy(update={"quotas": Quotas(max_running=1)}))
+        return await start(ref, actor=actor, unless_held=unless_held)
+
+    world.lifecycle.start = start_later  # type: ignore[method-assign]
+
+
+async def revoked_token(world: World, canary: InstanceRef) -> None:
+    world.runtime.fail["start"] = ChannelRefused(f"Telegram does not let the gateway {canary} in: 401")
+
+
+async def forced_stop(world: World, canary: InstanceRef) -> None:
+    await _while_it_comes_up(world, canary)
+    await world.lifecycle.stop(canary, actor="operator", force=True)
+
+
+async def destroyed(world: World, canary: InstanceRef) -> None:
+    await _while_it_comes_up(world, canary)
+    await world.lifecycle.destroy(canary, actor="operator")
+
+
+async def stop_in_the_middle(world: World, canary: InstanceRef) -> None:
+    """A person's stop comes while the canary is being stopped for its restart."""
+    asked = asyncio.Event()
+
+    async def ask(request: messages.HostToGuest) -> None:
+        if isinstance(request, messages.SleepPrep):
+            asked.set()
+
+    world.guest(canary).before = ask
+    await asked.wait()
+    await world.lifecycle.stop(canary, actor="operator")
+
+
+async def _while_it_comes_up(world: World, canary: InstanceRef) -> None:
+    guest = world.guest(canary)
+    guest.status = messages.WorkStatus.UNKNOWN
+    guest.requests.clear()
+    await until(lambda: "WorkerStatus" in guest.requests, what="the canary's start", seconds=60)
+
+
+@pytest.mark.parametrize("what", [no_place, revoked_token, forced_stop, destroyed, stop_in_the_middle])
+async def test_what_is_not_the_images_fault_takes_no_image_back_and_starts_nobody(
+    tmp_path: Path, what: Callable[[World, InstanceRef], Awaitable[None]]
+) -> None:
+    world = World(tmp_path)
+    world.runtime.capabilities = dataclasses.replace(world.runtime.capabilities, images=True)
+    await world.open()
+    images = TwoImages(world)
+    reconciler = engine(world, images=images)
+    await apply(reconciler, ask(BATCH, users=()))
+    refs = [i.ref for i in world.catalog.instances_of(ALICE, WORKERS)]
+    for revision in ("revision-1", "revision-2"):
+        await images.build(world.catalog.pool(ALICE, WORKERS), actor="test", progress=lambda text, **_: None)
+        for ref in refs if revision == "revision-1" else []:
+            await world.lifecycle.stop(ref, actor="test", hold=False)
+            await world.lifecycle.start(ref, actor="test")
+    for ref in refs:
+        world.says(ref, Activity.IDLE)
+    happens = asyncio.create_task(what(world, refs[0]))
+    await asyncio.sleep(0)
+    await reconciler.keep_up()
+    await happens
+    assert world.catalog.pool(ALICE, WORKERS).revision == "revision-2"
+    assert not world.has_process(refs[0])
+    assert world.state(refs[1]) is State.RUNNING
+    if what in (forced_stop, stop_in_the_middle):
+        assert world.catalog.instance(refs[0]).held
     await world.close()
 
 

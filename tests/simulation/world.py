@@ -12,7 +12,7 @@ from tests.standins.instant_runtime import Guest, InstantRuntime
 from mvm.host.attachments import Attachments
 from mvm.host.audit import AuditLog
 from mvm.host.bases import Bases
-from mvm.host.bring_up import BringUp
+from mvm.host.bring_up import BringUp, ImageSource
 from mvm.host.budgets import Budgets
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
@@ -112,6 +112,7 @@ class World:
         self.time = ManualTime()
         self.runtime = InstantRuntime(memory_snapshot=memory_snapshot, clone=clone)
         self.drives = PlainDrives()
+        self.images: ImageSource = OneImage()
         self.memory = MemoryState(total_bytes=100 * 2**30, available_bytes=50 * 2**30)
         self.ran_today: dict[UserId, float] = {}
         """Seconds, by user."""
@@ -155,7 +156,7 @@ class World:
         )
         self.bring_up = BringUp(
             **parts,  # type: ignore[arg-type]
-            images=OneImage(),
+            images=self.images,
             networks=QuietNetworks(),
             bases=self.bases,
             slots=slots,
@@ -185,6 +186,7 @@ class World:
             chronicle=self.chronicle,
             clock=clock,
         )
+        retries = Retries(clock)
         self.wakes = Wakes(
             catalog=self.catalog,
             budgets=self.budgets,
@@ -192,6 +194,7 @@ class World:
             quotas=self.quotas,
             observer=self.observer,
             chronicle=self.chronicle,
+            retries=retries,
             clock=clock,
         )
         self.recovery = Recovery(
@@ -217,7 +220,7 @@ class World:
             runtimes=runtimes,
             chronicle=self.chronicle,
             attachments=self.attachments,
-            retries=Retries(clock),
+            retries=retries,
             memory=lambda: self.memory,
             clock=clock,
         )

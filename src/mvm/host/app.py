@@ -240,6 +240,7 @@ async def open_host(
             chronicle=chronicle,
             clock=clock,
         )
+        retries = Retries(clock)
         wakes = Wakes(
             catalog=catalog,
             budgets=budgets,
@@ -247,6 +248,7 @@ async def open_host(
             quotas=quotas,
             observer=observer,
             chronicle=chronicle,
+            retries=retries,
             clock=clock,
         )
         refreshes = Refreshes(catalog, lifecycle, gateways, chronicle)
@@ -296,7 +298,6 @@ async def open_host(
             chronicle=chronicle,
             clock=clock,
         )
-        retries = Retries(clock)
         reconciler = Reconciler(
             catalog=catalog,
             executor=Executor(

@@ -105,6 +105,8 @@ class _Chain:
         self.file = LineFile(path, limit=ROTATE_BYTES, kept=KEPT_FILES, now=now)
         last = self.file.last_line()
         self.head = NO_LINE if last is None else _digest(last)
+        self.missing = 0
+        """Lines that could not be written since the last one that could."""
 
 
 class AuditLog:
@@ -129,11 +131,17 @@ class AuditLog:
     ) -> None:
         """Append one line. Registered secrets are taken out of `actor` and `detail`, and a long detail is cut.
 
-        Raises `OSError` when the file cannot be written; nothing of the line is then left in it.
+        Raises `OSError` when the file cannot be written; nothing of the line is then left in it, and the next one that
+        can be written says before it how many are missing.
         """
         with self._lock:
             chain = self._chain(tenant_id)
-            self._append(chain, tenant_id, action, actor, pool_id, instance_id, detail)
+            try:
+                self._tell_missing(chain, tenant_id)
+                self._append(chain, tenant_id, action, actor, pool_id, instance_id, detail)
+            except OSError:
+                chain.missing += 1
+                raise
 
     def verify(self, tenant_id: TenantId) -> Verdict:
         """Read a tenant's audit from its oldest line and check the chain. Reads up to 40 MiB: call it in a thread."""
@@ -199,6 +207,13 @@ class AuditLog:
             detail = f"the last line was unfinished ({torn.size} bytes); it is kept as {torn.kept_as.name}"
             self._append(chain, tenant, AuditAction.AUDIT_REPAIRED, "mvm", None, None, detail)
         return chain
+
+    def _tell_missing(self, chain: _Chain, tenant: TenantId) -> None:
+        """An audit with a gap would verify as one without."""
+        if chain.missing:
+            detail = f"lines that could not be written before this one: {chain.missing} (the agent's log names them)"
+            self._append(chain, tenant, AuditAction.AUDIT_REPAIRED, "mvm", None, None, detail)
+            chain.missing = 0
 
     def _path(self, tenant: TenantId) -> Path:
         return self._directory / f"{tenant_id(tenant)}.jsonl"

@@ -28,7 +28,7 @@ from mvm.host.reports import Reports
 from mvm.host.runtimes import Runtimes
 from mvm.host.slots import Slots
 from mvm.model.entities import Instance, Pool, ProcessIdentity, TransitionKind
-from mvm.model.errors import Conflict, SnapshotRejected
+from mvm.model.errors import Conflict, MvmError, SnapshotRejected
 from mvm.model.ids import InstanceId
 from mvm.model.states import State
 from mvm.runtime.base import Machine, Runtime, Snapshot
@@ -48,7 +48,7 @@ class ImageSource(Protocol):
     """Where the images of pools come from (`mvm.host.images`)."""
 
     async def ensure(self, pool: Pool, progress: Progress) -> Pool:
-        """Build the pool's image when it has none; returns the pool with its revision."""
+        """Build the pool's image when it has none; returns the pool with its revision. May be cancelled."""
 
 
 class NetworkSource(Protocol):
@@ -94,7 +94,10 @@ class BringUp:
         self._environment = environment
         self._slots = slots
         self._waits: dict[InstanceId, asyncio.Task[object]] = {}
-        """What comes before an instance has a process, and may take minutes: a base that is made, a place."""
+        """What comes before an instance has a process, and may take minutes: an image, a base that is made, a place."""
+
+        self._given_up: dict[InstanceId, bool] = {}
+        """Of each start under way: whether it was given up."""
 
     def machine(self, instance: Instance) -> Machine:
         """What the instance's runtime is given for it."""
@@ -103,7 +106,21 @@ class BringUp:
         return self._directories.machine(instance, pool, network, self._environment)
 
     async def __call__(self, instance: Instance, kind: TransitionKind, stages: Stages, *, actor: str) -> Instance:
-        """Start or wake: returns the running instance, recorded. On an error the caller undoes."""
+        """Start or wake: returns the running instance, recorded. On an error the caller undoes.
+
+        Raises `Conflict` when it was given up, however that made it fail.
+        """
+        self._given_up[instance.instance_id] = False
+        try:
+            return await self._rise(instance, kind, stages, actor=actor)
+        except MvmError as error:
+            if self._given_up[instance.instance_id]:
+                raise Conflict(f"the start of {instance.ref} was given up: it is being stopped or destroyed") from error
+            raise
+        finally:
+            del self._given_up[instance.instance_id]
+
+    async def _rise(self, instance: Instance, kind: TransitionKind, stages: Stages, *, actor: str) -> Instance:
         runtime = self._runtimes.of(instance)
         instance = await self._give_image(instance, runtime, kind, stages)
         saved = await self._unless_given_up(instance, self._find_memory(instance, runtime, kind, stages))
@@ -118,7 +135,9 @@ class BringUp:
             return await self.finish(instance, kind, stages, restored=restored, actor=actor)
 
     def give_up(self, instance_id: InstanceId) -> None:
-        """Have a start that has no process yet fail now: nobody wants it any more."""
+        """Nobody wants a start under way any more: it fails now, or, when it has a process, as soon as that ends."""
+        if instance_id in self._given_up:
+            self._given_up[instance_id] = True
         if (waiting := self._waits.get(instance_id)) is not None:
             waiting.cancel()
 
@@ -131,7 +150,7 @@ class BringUp:
         except asyncio.CancelledError:
             if (current := asyncio.current_task()) is not None and current.cancelling():
                 raise
-            raise Conflict(f"the start of {instance.ref} was given up: it is being stopped or destroyed") from None
+            raise Conflict(f"what the start of {instance.ref} waits for is not waited for any more") from None
         finally:
             del self._waits[instance.instance_id]
 
@@ -142,7 +161,8 @@ class BringUp:
             return instance
         pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
         with stages("image"):
-            pool = await self._images.ensure(pool, progress.current())
+            # The build itself goes on, for whoever else waits for it and for the next start.
+            pool = await self._unless_given_up(instance, self._images.ensure(pool, progress.current()))
         return await self._catalog.save_instance(instance.model_copy(update={"image_revision": pool.revision}))
 
     async def _find_memory(

@@ -169,7 +169,7 @@ class Images:
         With them go bases of such images, and what builders kept for long without need. `Conflict` while one builds.
         """
         async with self._gate:
-            if self._at_work:
+            if self._at_work or self._under_way:  # a build goes on when nobody waits for it any more
                 raise Conflict("an image is being built", hint="run it again when that is done")
             garbage = await self.garbage()
             await asyncio.to_thread(self._remove, garbage)

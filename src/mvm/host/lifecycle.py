@@ -23,15 +23,12 @@ from mvm.host.clock import Clock
 from mvm.host.drive_preparation import DrivePreparer
 from mvm.host.machines import InstanceDirectories
 from mvm.host.quotas import QuotaKeeper
-from mvm.host.records import Records, describe
+from mvm.host.records import Records, describe, refuse_held
 from mvm.host.reports import Activity, Reports
 from mvm.host.rest import Rest
 from mvm.host.runtimes import Runtimes
 from mvm.model import addresses
-from mvm.model.entities import (
-    Instance,
-    TransitionKind,
-)
+from mvm.model.entities import Instance, TransitionKind
 from mvm.model.errors import Conflict, MvmError, Refused
 from mvm.model.ids import InstanceId, InstanceRef, PoolId, TenantId, UserId
 from mvm.model.states import State
@@ -124,10 +121,15 @@ class Lifecycle:
 
     # Bringing up
 
-    async def start(self, ref: InstanceRef, *, actor: str) -> Instance:
-        """Boot a ready or stopped instance and wait until its service answers. A running one is returned as it is."""
+    async def start(self, ref: InstanceRef, *, actor: str, unless_held: bool = False) -> Instance:
+        """Boot a ready or stopped instance and wait until its service answers. A running one is returned as it is.
+
+        `unless_held`: raises `Refused` when a person has stopped it, also one who did so a moment before.
+        """
         async with self.locked(ref):
             instance = self._catalog.instance(ref)
+            if unless_held:
+                refuse_held(instance)
             if instance.state is State.RUNNING:
                 return instance
             if instance.state is State.SLEEPING:
@@ -295,12 +297,13 @@ class Lifecycle:
     async def stop(self, ref: InstanceRef, *, actor: str, force: bool = False, hold: bool = True) -> Instance:
         """Shut an instance down. Drains first; a refusal or a silent guest stops nothing unless `force`.
 
-        `hold`: only a person starts it again, a message does not wake it. `force` also cuts a start under way short.
+        `hold`: only a person starts it again, a message does not wake it; without it, one that is held stays so.
+        `force` also cuts a start under way short.
         """
         async with self._ended_start(ref) if force else self.locked(ref):
             instance = self._catalog.instance(ref)
             if instance.state is State.STOPPED:
-                return await self._catalog.save_instance(instance.model_copy(update={"held": hold}))
+                return await self._catalog.save_instance(instance.model_copy(update={"held": hold or instance.held}))
             instance.state.require(State.STOPPED, who=str(ref))
             wanted = instance.model_copy(update={"held": hold})
             instance = await self._records.begin(wanted, TransitionKind.STOP, State.STOPPED, actor=actor)

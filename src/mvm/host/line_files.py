@@ -8,6 +8,7 @@ unfinished line, which the next start keeps aside and reports.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ SYNC_SECONDS = 1.0
 KEPT_TORN_FILES = 3
 
 _TAIL_BYTES = 64 * 1024
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,10 @@ class Syncer:
                 self._changed.wait_for(lambda: self._dirty or self._closing.is_set())
             if self._closing.wait(SYNC_SECONDS):  # lines of one second share an fsync
                 return
-            self.flush()
+            try:
+                self.flush()
+            except OSError:  # the next lines may have better luck; without this thread they would have none
+                _log.exception("what was written in the last second may not be on the disk")
 
     def close(self) -> None:
         """Flush and end the thread. Idempotent; blocks for an fsync."""

@@ -14,7 +14,6 @@ from datetime import datetime
 import structlog
 
 from mvm.host.attachments import Attachments
-from mvm.host.audit import AuditAction
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
 from mvm.host.clock import Clock
@@ -24,7 +23,7 @@ from mvm.host.lifecycle import Lifecycle
 from mvm.host.observation import Observer
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.reports import Activity, Reports
-from mvm.host.retries import Retries
+from mvm.host.retries import Retries, sleep_of, warming_of
 from mvm.host.runtimes import Runtimes
 from mvm.host.wakes import Wakes
 from mvm.model import policy
@@ -87,7 +86,6 @@ class PolicyLoop:
         self._host_view = host_view
         self._memory = memory
         self._evicted_at: float | None = None
-        self._said: dict[InstanceId, str] = {}
         self.on_death: Callable[[], None] = lambda: None
         """Told when an instance has died and what policy has to say about that is under way."""
 
@@ -185,17 +183,16 @@ class PolicyLoop:
             warm_allowed=warm_allowed,
             keeps_warm=self._runtimes.of(instance).capabilities.warm,
         )
+        warming, sleep = warming_of(instance.ref), sleep_of(instance.ref)
         match decision.action:
-            case policy.Action.WARM:
-                self._said.pop(instance.instance_id, None)
-                await self._lifecycle.warm(instance.ref, actor=ACTOR, by_policy=True)
-            case policy.Action.SLEEP:
-                self._said.pop(instance.instance_id, None)
-                await self._lifecycle.sleep(instance.ref, actor=ACTOR, by_policy=True)
-            case policy.Action.DEFER if self._said.get(instance.instance_id) != decision.reason:
-                # Said once per reason: a deferral that goes on is one line of the audit, not one every tick.
-                self._said[instance.instance_id] = decision.reason
-                self._chronicle.record(instance, AuditAction.TRANSITION_DEFERRED, actor=ACTOR, detail=decision.reason)
+            case policy.Action.WARM if self._retries.may_try(warming):
+                with self._retries.attempt(warming):
+                    await self._lifecycle.warm(instance.ref, actor=ACTOR, by_policy=True)
+            case policy.Action.SLEEP if self._retries.may_try(sleep):
+                with self._retries.attempt(sleep):
+                    await self._lifecycle.sleep(instance.ref, actor=ACTOR, by_policy=True)
+            case policy.Action.DEFER:
+                self._chronicle.deferred(instance, decision.reason, actor=ACTOR)
             case _:
                 pass
 
@@ -236,10 +233,13 @@ class PolicyLoop:
     def _may_be_relieved_of(self, instance: Instance) -> bool:
         by_hand = instance.manual_until is not None and self._clock.now() < instance.manual_until
         under_way = instance.instance_id in self._acting or self._lifecycle.busy(instance.instance_id)
-        return not (by_hand or under_way or self._wakes.is_wanted(instance.instance_id))
+        if by_hand or under_way or self._wakes.is_wanted(instance.instance_id):
+            return False
+        return self._retries.may_try(sleep_of(instance.ref))  # one that refuses must not be in the others' way
 
     async def _evict(self, instance: Instance, why: str) -> None:
-        await self._lifecycle.sleep(instance.ref, actor=f"memory pressure: {why}", by_policy=True)
+        with self._retries.attempt(sleep_of(instance.ref)):
+            await self._lifecycle.sleep(instance.ref, actor=f"memory pressure: {why}", by_policy=True)
 
     # Alarms
 

@@ -7,6 +7,7 @@ refuses for now (a turn is under way, no place is free) is put off, not failed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -276,7 +277,7 @@ class Executor:
 
     async def _start(self, ref: InstanceRef, run: Run, *, what: str) -> None:
         try:
-            await self._operations.start(ref, actor=run.actor)
+            await self._operations.start(ref, actor=run.actor, unless_held=True)
         except (Refused, ChannelRefused):
             raise
         except MvmError as error:
@@ -321,7 +322,8 @@ class Executor:
         try:
             await self._start(action.instance, run, what="restarted")
         except MvmError as error:
-            await self._back_to_what_ran(before, error, run)
+            if not isinstance(error, _NOT_OF_THE_IMAGE) and before.instance_id in self._catalog.instances:
+                await self._back_to_what_ran(before, error, run)
             raise
 
     async def _back_to_what_ran(self, before: Instance, error: MvmError, run: Run) -> None:
@@ -329,8 +331,10 @@ class Executor:
         pool = self._catalog.pool(before.tenant_id, before.pool_id)
         if self._images is None or before.image_revision in ("", pool.revision):
             return
-        if await self._images.roll_back(pool, actor=run.actor, reason=error.message) is not None:
-            await self._operations.start(before.ref, actor=run.actor)
+        if await self._images.roll_back(pool, actor=run.actor, reason=error.message) is None:
+            return
+        with contextlib.suppress(Refused):  # a person has stopped it meanwhile, or somebody has taken its place
+            await self._operations.start(before.ref, actor=run.actor, unless_held=True)
 
     async def _discard(self, action: Action, run: Run) -> None:
         assert action.instance is not None
@@ -339,6 +343,8 @@ class Executor:
         run.report.note("instances", "discarded", str(action.instance))
 
 
+_NOT_OF_THE_IMAGE = (Refused, Conflict, ChannelRefused)
+"""Why an instance does not come up that says nothing of its image: no place, ended by somebody, a token of its own."""
 _STARTED = {Kind.WAKE: "woken", Kind.RESUME: "resumed"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mvm.host.catalog import Catalog
 from mvm.host.clock import Clock
 from mvm.model.entities import Instance, Timeline, Transition, TransitionKind
-from mvm.model.errors import MvmError
+from mvm.model.errors import MvmError, Refused
 from mvm.model.states import State
 
 
@@ -52,6 +52,13 @@ class Records:
         if last_sleep is not None:
             changes["last_sleep"] = last_sleep
         return await self._catalog.save_instance(instance.model_copy(update=changes))
+
+
+def refuse_held(instance: Instance) -> None:
+    """Raise `Refused` for one that a person stopped: only a person starts it again."""
+    if instance.held:
+        ref = instance.ref
+        raise Refused(f"{ref} was stopped by its operator", hint=f"`mvm instance start {ref}` lets it run again")
 
 
 def describe(error: BaseException) -> str:

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from mvm.host.audit import AuditAction
 from mvm.host.bring_up import BringUp
 from mvm.host.catalog import Catalog
 from mvm.host.chronicle import Chronicle
@@ -121,4 +120,4 @@ class Rest:
             # The watcher of the process, or the next poll of its status, finds out what is true of it.
             reason = f"{reason}; and it could not be told to go on: {second.message}"
         await self._records.settle(instance, State.RUNNING, error=MvmError(reason), keep_since=True)
-        self._chronicle.record(instance, AuditAction.TRANSITION_DEFERRED, actor=actor, detail=reason)
+        self._chronicle.deferred(instance, reason, actor=actor)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from mvm.host.clock import Clock
+from mvm.model.errors import MvmError
+from mvm.model.ids import InstanceRef
 
 BACKOFF_SECONDS = (0.0, 2.0, 5.0, 15.0, 60.0)
 """Pauses after so many recent attempts; the last one repeats."""
 FORGET_SECONDS = 600.0
 WAITS = "it failed lately and is tried again after a pause"
+
+
+def sleep_of(ref: InstanceRef) -> str:
+    """Name of the attempt to put an instance to sleep, whoever wants it but a person."""
+    return f"sleep {ref}"
+
+
+def warming_of(ref: InstanceRef) -> str:
+    """Name of the attempt to pause an instance."""
+    return f"warm {ref}"
 
 
 class Retries:
@@ -20,6 +35,16 @@ class Retries:
     def tried(self, what: str) -> None:
         """It is tried now, or was just tried in vain."""
         self._tried.setdefault(what, []).append(self._clock.monotonic())
+
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Do it within this: what fails is noted, what succeeds begins anew."""
+        try:
+            yield
+        except MvmError:
+            self.tried(what)
+            raise
+        self._tried.pop(what, None)
 
     def may_try(self, what: str) -> bool:
         """True when the pause after the last attempt is over."""

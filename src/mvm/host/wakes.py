@@ -16,9 +16,11 @@ from mvm.host.clock import Clock
 from mvm.host.lifecycle import Lifecycle
 from mvm.host.observation import Observer
 from mvm.host.quotas import QuotaKeeper, counts_as_running
+from mvm.host.records import refuse_held
+from mvm.host.retries import Retries, sleep_of
 from mvm.model import policy
 from mvm.model.entities import Instance
-from mvm.model.errors import MvmError, QuotaExceeded, Refused
+from mvm.model.errors import MvmError, QuotaExceeded
 from mvm.model.ids import InstanceId, InstanceRef
 from mvm.model.states import State
 
@@ -38,6 +40,7 @@ class Wakes:
         observer: Observer,
         budgets: Budgets,
         chronicle: Chronicle,
+        retries: Retries,
         clock: Clock,
     ) -> None:
         self._catalog = catalog
@@ -46,6 +49,7 @@ class Wakes:
         self._observer = observer
         self._budgets = budgets
         self._chronicle = chronicle
+        self._retries = retries
         self._clock = clock
         self._under_way: dict[InstanceId, asyncio.Task[Instance]] = {}
         lifecycle.wake_wanted = self.is_wanted
@@ -80,15 +84,14 @@ class Wakes:
 
     async def _bring_back(self, ref: InstanceRef, *, actor: str, trace: str | None, for_user: bool) -> Instance:
         instance = self._catalog.instance(ref)
-        if instance.held:
-            raise Refused(f"{ref} was stopped by its operator", hint=f"`mvm instance start {ref}` lets it run again")
+        refuse_held(instance)
         if for_user:
             await self._budgets.check(instance)
         detail = f"trace {trace}" if trace else None
         self._chronicle.record(instance, AuditAction.WAKE_REQUESTED, actor=actor, detail=detail)
         while True:
             try:
-                awake = await self._lifecycle.start(ref, actor=actor)
+                awake = await self._lifecycle.start(ref, actor=actor, unless_held=True)
             except QuotaExceeded:
                 if not self._may_find_room(instance):
                     raise
@@ -114,7 +117,7 @@ class Wakes:
         while True:
             await self._make_room(instance, actor=actor)
             instance = self._catalog.instance(instance.ref)
-            if instance.state is State.RUNNING:
+            if instance.state is State.RUNNING or instance.held:
                 return
             pool = self._catalog.pool(instance.tenant_id, instance.pool_id)
             try:
@@ -133,13 +136,16 @@ class Wakes:
                 observation=self._observer.observe(other),
             )
             for other in self._catalog.instances_of(instance.tenant_id)
-            if other.instance_id != instance.instance_id and not self.is_wanted(other.instance_id)
+            if other.instance_id != instance.instance_id
+            and not self.is_wanted(other.instance_id)
+            and self._retries.may_try(sleep_of(other.ref))
         ]
         up = {State.RUNNING} if self._quotas.places_are_short(instance) else {State.RUNNING, State.WARM}
         for candidate in policy.choose_eviction(candidates, now=self._clock.now(), states=frozenset(up)):
             reason = f"{actor} (room for {instance.instance_id})"
             try:
-                await self._lifecycle.sleep(candidate.instance.ref, actor=reason, by_policy=True)
+                with self._retries.attempt(sleep_of(candidate.instance.ref)):
+                    await self._lifecycle.sleep(candidate.instance.ref, actor=reason, by_policy=True)
             except MvmError:
                 continue  # it became busy meanwhile: the next one
             return

@@ -25,6 +25,7 @@ from mvm.host.pools import Pools
 from mvm.host.quotas import QuotaKeeper
 from mvm.host.reconcile import Reconciler
 from mvm.host.reconcile_apply import Executor
+from mvm.host.records import refuse_held
 from mvm.host.refreshes import Refreshes
 from mvm.host.removals import Removals
 from mvm.host.reports import Activity, Reports
@@ -117,7 +118,9 @@ class Operations:
             self.reports.record(ref.instance_id, Activity.IDLE)
         return await self.catalog.save_instance(instance.model_copy(update={"state": state}))
 
-    async def start(self, ref: InstanceRef, *, actor: str) -> Instance:
+    async def start(self, ref: InstanceRef, *, actor: str, unless_held: bool = False) -> Instance:
+        if unless_held:
+            refuse_held(self.catalog.instance(ref))
         return await self._become(ref, State.RUNNING, "start")
 
     async def warm(self, ref: InstanceRef, *, actor: str) -> Instance:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,8 +14,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.standins.waiting import until
 
-from mvm.host import audit
+from mvm.host import audit, line_files
 from mvm.host.audit import NO_LINE, AuditAction, AuditLog
 from mvm.model.errors import InvalidInput
 from mvm.model.ids import InstanceId, PoolId, TenantId
@@ -198,6 +202,27 @@ async def test_an_unfinished_last_line_is_kept_aside_and_said(log: AuditLog, tmp
     assert records(tmp_path)[3]["action"] == "InstanceStopped"
 
 
+async def test_lines_that_a_full_disk_did_not_take_are_counted_in_the_chain(
+    log: AuditLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(log, 2)
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr("mvm.host.line_files.os.write", lambda descriptor, data: write(descriptor, data[: len(data) // 2]))
+        for _ in range(3):
+            with pytest.raises(OSError, match="bytes could be written"):
+                log.record(ALICE, AuditAction.INSTANCE_SLEPT, "test")
+    fill(log, 1)
+    assert [record["action"] for record in records(tmp_path)] == ["InstanceWoken"] * 2 + [
+        "AuditRepaired",
+        "InstanceWoken",
+    ]
+    assert records(tmp_path)[2]["detail"].startswith("lines that could not be written before this one: 3")
+    assert log.verify(ALICE).intact
+    fill(log, 1)
+    assert [record["action"] for record in records(tmp_path)].count("AuditRepaired") == 1
+
+
 async def test_blocks_of_zeros_that_a_power_cut_left_are_kept_aside(log: AuditLog, tmp_path: Path) -> None:
     fill(log, 2)
     await log.close()
@@ -248,6 +273,27 @@ async def test_destroy_leaves_nothing_of_that_tenant(log: AuditLog, tmp_path: Pa
     assert [path.name for path in (tmp_path / "audit").iterdir()] == ["bob.jsonl"]
     log.record(ALICE, AuditAction.TENANT_CREATED, "test")
     assert log.verify(ALICE).lines == 1
+
+
+async def test_a_disk_that_cannot_sync_is_tried_again_with_the_next_line(
+    log: AuditLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_files, "SYNC_SECONDS", 0.01)
+    synced, failed = line_files.sync, threading.Event()
+    reached: list[Path] = []
+
+    def sync(path: Path) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise OSError(errno.EIO, "the disk has gone")
+        reached.append(path)
+        synced(path)
+
+    monkeypatch.setattr(line_files, "sync", sync)
+    fill(log, 1)
+    await until(failed.is_set, what="a sync that fails")
+    fill(log, 1)
+    await until(lambda: reached, what="the next sync")
 
 
 async def test_an_audit_of_nothing_is_intact(log: AuditLog) -> None:

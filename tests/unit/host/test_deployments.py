@@ -281,7 +281,7 @@ async def test_what_the_log_said_of_a_failed_start_outlives_the_log(services: Se
 
     real_start = services.operations.start
 
-    async def start(ref: InstanceRef, *, actor: str) -> Instance:
+    async def start(ref: InstanceRef, *, actor: str, unless_held: bool = False) -> Instance:
         if ref.pool_id == WORKERS:
             await note(services.catalog.instance(ref))
             raise Unavailable("it broke", hint="look at the log")

@@ -343,3 +343,17 @@ async def test_nothing_is_removed_while_an_image_is_built(world: World) -> None:
         await world.images.collect()
     world.builder.may_go_on.set()
     assert world.images.path((await building).revision).is_dir()
+
+
+async def test_nor_while_a_build_goes_on_that_nobody_waits_for_any_more(world: World) -> None:
+    world.builder.may_go_on.clear()
+    building = asyncio.create_task(world.build())
+    await asyncio.to_thread(world.builder.began.wait, LIMIT_SECONDS)
+    building.cancel()
+    await asyncio.wait([building])
+    with pytest.raises(Conflict, match="being built"):
+        await world.images.collect()
+    world.builder.may_go_on.set()
+    assert world.images.path((await world.build()).revision).is_dir()
+    assert world.builder.builds == 1
+    await world.images.collect()

@@ -320,7 +320,7 @@ async def test_a_new_size_reaches_every_idle_instance_one_after_the_other(servic
 async def test_one_that_does_not_come_up_with_a_new_size_stops_the_roll(services: Services) -> None:
     await reconcile(services, tenant("erin", pool("batch", "worker", 2)))
 
-    async def fail(ref: Any, *, actor: str) -> Instance:
+    async def fail(ref: Any, *, actor: str, unless_held: bool = False) -> Instance:
         failed = services.catalog.instance(ref).model_copy(update={"last_error": "no memory", "mem_mib": 2048})
         await services.catalog.save_instance(failed)
         raise MvmError("no memory")
