@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from pathlib import Path
@@ -15,6 +16,21 @@ from mvm.runtime.qemu.accelerator import Accelerator, candidates, find, parse_ve
 from mvm.runtime.qemu.tsc import host_tsc_khz
 
 VERSION = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)"
+
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user is taken on")
+MACHINES_UID = 61_019
+"""A user that nobody else is."""
+DEVICE_GID = 61_020
+"""A group in which nobody is."""
+
+
+@pytest.fixture
+def device(short_directory: Path) -> Path:
+    """What stands for /dev/kvm: a file of a group of its own, on a way that everybody can go."""
+    path = short_directory / "kvm"
+    path.touch()
+    os.chown(path, 0, DEVICE_GID)
+    return path
 
 
 def fake_qemu(path: Path, *, version: str = VERSION, kvm: str = "exit 33", tcg: str = "exit 33") -> str:
@@ -64,6 +80,51 @@ async def test_what_was_found_out_is_remembered_until_qemu_changes(tmp_path: Pat
     assert runs(qemu) == ["kvm", "tcg"]
     fake_qemu(qemu, version="QEMU emulator version 8.0.0")
     assert (await find(tmp_path, binary=str(qemu))).accelerator is Accelerator.KVM
+
+
+@ROOT
+async def test_the_trial_has_the_rights_of_a_machine_and_no_more(
+    short_directory: Path, device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A KVM that only root may open is none for machines, whatever root finds out about it."""
+    short_directory.chmod(0o755)
+    qemu = fake_qemu(short_directory / "qemu", kvm=f"exec 3<>{device} && exit 33", tcg="exit 33")
+    Path(f"{qemu}.runs").touch()
+    Path(f"{qemu}.runs").chmod(0o666)
+    monkeypatch.setattr(accelerator, "KVM_DEVICE", device)
+
+    async def tried() -> tuple[Accelerator, str]:
+        found = await find(short_directory, binary=qemu, uid=MACHINES_UID)
+        return found.accelerator, found.reason
+
+    device.chmod(0o600)
+    assert (await find(binary=qemu)).accelerator is Accelerator.KVM
+    used, reason = await tried()
+    assert used is Accelerator.TCG
+    assert "is closed to the users that machines run as" in reason
+    assert "chmod 0660" in reason
+    device.chmod(0o660)  # also what was remembered is void
+    assert await tried() == (Accelerator.KVM, "")
+    device.chmod(0o666)
+    assert await tried() == (Accelerator.KVM, "")
+
+
+@ROOT
+async def test_the_trials_guest_is_read_by_a_user_who_has_no_way_to_it(
+    short_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_directory.chmod(0o755)
+    qemu = short_directory / "qemu"
+    qemu.write_text(
+        """#!/bin/sh
+while [ "$1" != -kernel ]; do shift; done
+read -r _ <"$2" || [ $? = 1 ] && exit 33
+"""
+    )
+    qemu.chmod(0o755)
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert await accelerator.attempt(str(qemu), Accelerator.TCG, uid=MACHINES_UID) is None
 
 
 async def test_a_damaged_memory_of_it_is_no_harm(tmp_path: Path) -> None:

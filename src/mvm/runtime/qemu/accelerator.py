@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import time
 from contextlib import suppress
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from mvm.model.errors import Unavailable
 from mvm.runtime import payload
+from mvm.runtime.qemu import own_user
 from mvm.runtime.records import boot_id
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ OLDEST = (7, 2)
 TRY_SECONDS = 3.0
 """The payload takes 0.1 s emulated; a KVM that needs longer is none."""
 CACHE = "accelerator.json"
+KVM_DEVICE = Path("/dev/kvm")
 
 
 class Accelerator(StrEnum):
@@ -42,6 +45,11 @@ class Accelerator(StrEnum):
         """False when every instruction is emulated."""
         return self is not Accelerator.TCG
 
+    @property
+    def device(self) -> Path | None:
+        """What a QEMU opens to use it."""
+        return KVM_DEVICE if self is Accelerator.KVM else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
@@ -54,9 +62,10 @@ class Found:
     """Why not a faster one; empty when there is none faster."""
 
 
-async def find(run_dir: Path | None = None, *, binary: str = BINARY) -> Found:
+async def find(run_dir: Path | None = None, *, binary: str = BINARY, uid: int | None = None) -> Found:
     """The fastest accelerator that works, tried once per boot of the host and version of QEMU.
 
+    `uid` is whom the trials run as: they must have the rights that machines have, and no more. None: this user.
     Raises `Unavailable` when there is no QEMU, it is too old, or not even its emulation works.
     """
     path = shutil.which(binary)
@@ -65,10 +74,10 @@ async def find(run_dir: Path | None = None, *, binary: str = BINARY) -> Found:
             f"{binary} is not installed", hint="install QEMU (Debian: qemu-system-x86, macOS: brew install qemu)"
         )
     version = await _version(path)
-    key = f"{boot_id()} {path} {version} {os.geteuid()} {_device_stamp()}"
+    key = f"{boot_id()} {path} {version} {os.geteuid()} {uid} {_device_stamp()}"
     if run_dir is not None and (cached := _read(run_dir / CACHE, key)) is not None:
         return cached
-    found = await _try_all(path, version)
+    found = await _try_all(path, version, uid)
     if run_dir is not None:
         _write(run_dir / CACHE, key, found)
     return found
@@ -92,10 +101,10 @@ def parse_version(text: str) -> str | None:
     return match[1] if match else None
 
 
-async def _try_all(path: str, version: str) -> Found:
+async def _try_all(path: str, version: str, uid: int | None) -> Found:
     reasons: list[str] = []
     for accelerator in candidates(platform.system()):
-        why = await attempt(path, accelerator)
+        why = await attempt(path, accelerator, uid=uid)
         if why is None:
             return Found(binary=path, version=version, accelerator=accelerator, reason="; ".join(reasons))
         reasons.append(f"{accelerator} does not work here: {why}")
@@ -108,20 +117,30 @@ def candidates(system: str) -> tuple[Accelerator, ...]:
     return (*hardware, Accelerator.TCG)
 
 
-async def attempt(path: str, accelerator: Accelerator, *, seconds: float = TRY_SECONDS) -> str | None:
-    """Run the payload. None when it got through, else why not."""
+async def attempt(
+    path: str, accelerator: Accelerator, *, seconds: float = TRY_SECONDS, uid: int | None = None
+) -> str | None:
+    """Run the payload as a machine of user `uid` would run. None when it got through, else why not."""
+    try:
+        as_user = own_user.words(uid, device=accelerator.device)
+    except Unavailable as error:
+        return f"{error.message}; {error.hint}" if error.hint else error.message
     with tempfile.NamedTemporaryFile(prefix="mvm-payload-") as image:
         image.write(payload.elf())
         image.flush()
+        # As a machine's kernel: another user may have no way to the file, and reads what is open.
+        os.fchmod(image.fileno(), 0o444)
+        kernel = f"/proc/self/fd/{image.fileno()}" if as_user else image.name
         # fmt: off
         arguments = [
+            *as_user,
             path, "-M", "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=off", "-accel", accelerator.value,
             "-cpu", "max", "-m", "16", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-kernel", image.name, "-device", f"isa-debug-exit,iobase={payload.EXIT_PORT:#x},iosize=4",
+            "-kernel", kernel, "-device", f"isa-debug-exit,iobase={payload.EXIT_PORT:#x},iosize=4",
         ]
         # fmt: on
         began = time.monotonic()
-        status, output, in_time = await _run(arguments, seconds=seconds)
+        status, output, in_time = await _run(arguments, seconds=seconds, held=(image.fileno(),))
         log.debug("%s: status %s after %.3f s: %s", accelerator, status, time.monotonic() - began, output[:500])
     if status == payload.EXIT_STATUS:
         return None
@@ -138,7 +157,7 @@ def why_not(output: str, *, in_time: bool, seconds: float) -> str:
     return "the guest ended early" if in_time else f"a tiny guest did not get through in {seconds:g} s"
 
 
-async def _run(arguments: list[str], *, seconds: float = 10.0) -> tuple[int, str, bool]:
+async def _run(arguments: list[str], *, seconds: float = 10.0, held: tuple[int, ...] = ()) -> tuple[int, str, bool]:
     """Status, output and whether it ended in time; it is killed as soon as KVM gives up or the time is over."""
     try:
         process = await asyncio.create_subprocess_exec(
@@ -146,6 +165,7 @@ async def _run(arguments: list[str], *, seconds: float = 10.0) -> tuple[int, str
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            pass_fds=held,
         )
     except OSError as error:
         raise Unavailable(f"'{arguments[0]}' cannot be started: {error.strerror or error}") from error
@@ -170,8 +190,11 @@ async def _run(arguments: list[str], *, seconds: float = 10.0) -> tuple[int, str
 
 
 def _device_stamp() -> str:
-    """Changes when access to /dev/kvm does."""
-    return str(os.access("/dev/kvm", os.R_OK | os.W_OK))
+    """Changes when access to /dev/kvm does, this user's or that of machines."""
+    with suppress(OSError):
+        found = KVM_DEVICE.stat()
+        return f"{os.access(KVM_DEVICE, os.R_OK | os.W_OK)} {stat.S_IMODE(found.st_mode):o} {found.st_gid}"
+    return "none"
 
 
 def _read(cache: Path, key: str) -> Found | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from mvm.drives import images
 from mvm.guest import processes
 from mvm.guest.processes import Identity
-from mvm.model.addresses import loopback_address, networked_address
+from mvm.model.addresses import FIRST_UID, loopback_address, networked_address
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import MvmError, SnapshotRejected, Unavailable
 from mvm.model.ids import InstanceId
@@ -376,7 +376,8 @@ class QemuRuntime(VirtualMachines[Files]):
     async def _host(self) -> Found:
         async with self._finding:
             if self._found is None:
-                self._found = await accelerator.find(self._run_dir)
+                # As root, machines run as users of their own: the trial has no more rights than they.
+                self._found = await accelerator.find(self._run_dir, uid=FIRST_UID if os.geteuid() == 0 else None)
             return self._found
 
     async def _made_of(self, machine: Machine) -> tuple[Hardware, dict[str, str]]:
