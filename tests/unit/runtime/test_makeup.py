@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,10 @@ from mvm.drives.table import ROOTFS
 from mvm.image.base import FILES, ImageFile
 from mvm.model.errors import Unavailable
 from mvm.runtime import makeup
+from mvm.runtime.qemu import own_user
+from mvm.runtime.qemu.accelerator import Accelerator, Found
 from mvm.runtime.qemu.files import Files
+from mvm.runtime.qemu.makeup import hardware
 
 
 @pytest.fixture
@@ -44,3 +49,32 @@ def test_a_root_of_another_kind_does_not_stand_for_the_one_that_is_missing(image
 def test_an_image_without_a_manifest_is_told(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="has no manifest"):
         makeup.require_files(tmp_path)
+
+
+def test_an_image_that_was_closed_by_a_umask_is_opened_to_machines_of_their_own_users(image: Path) -> None:
+    closed = ("vmlinux", "initrd")
+    for name in closed:
+        (image / name).chmod(0o600)
+    found = Found(binary="qemu", version="7.2.22", accelerator=Accelerator.TCG, reason="")
+    hardware(replace(machine(image), image=image), found)
+    assert [(image / name).stat().st_mode & 0o777 for name in closed] == [0o600] * 2  # its own user needs no more
+    made_of = hardware(replace(machine(image), image=image, uid=61_018), found)
+    assert [path.stat().st_mode & 0o777 for path in (made_of.kernel, made_of.initrd)] == [0o444] * 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user is taken on")
+def test_another_user_opens_what_was_opened_to_all(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(b"code")
+    path.chmod(0o600)
+
+    def reopened() -> int:
+        with path.open("rb") as held:
+            command = ["cat", f"/proc/self/fd/{held.fileno()}"]
+            return subprocess.run(
+                [*own_user.words(61_018), *command], pass_fds=[held.fileno()], capture_output=True, timeout=60
+            ).returncode
+
+    assert reopened() == 1
+    makeup.let_all_read(path)
+    assert reopened() == 0

@@ -23,6 +23,9 @@ def hardware(
     """What the machine is made of. Raises `Unavailable` when a part of it is not there."""
     image = makeup.image_of(machine)
     makeup.require_files(image)
+    if machine.uid is not None:
+        for name in (KERNEL, INITRD):  # QEMU opens these anew, as its own user; drives it is given open
+            makeup.let_all_read(image / name)
     return Hardware(
         accelerator=found.accelerator,
         vcpus=machine.vcpus,
