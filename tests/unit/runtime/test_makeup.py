@@ -15,10 +15,11 @@ from mvm.drives.table import ROOTFS
 from mvm.image.base import FILES, ImageFile
 from mvm.model.errors import Unavailable
 from mvm.runtime import makeup
+from mvm.runtime.base import Snapshot
 from mvm.runtime.qemu import own_user
-from mvm.runtime.qemu.accelerator import Accelerator, Found
+from mvm.runtime.qemu.accelerator import LASTING_SECONDS, Accelerator, Found
 from mvm.runtime.qemu.files import Files
-from mvm.runtime.qemu.makeup import hardware
+from mvm.runtime.qemu.makeup import hardware, require_what_it_ran_on
 
 
 @pytest.fixture
@@ -78,3 +79,17 @@ def test_another_user_opens_what_was_opened_to_all(tmp_path: Path) -> None:
     assert reopened() == 1
     makeup.let_all_read(path)
     assert reopened() == 0
+
+
+def test_a_sleeper_keeps_its_memory_while_what_it_ran_on_fails_only_for_now() -> None:
+    of_kvm, of_tcg = (Snapshot(directory=Path("/s"), metadata={"accelerator": name}) for name in ("kvm", "tcg"))
+    for_now = Found(
+        binary="qemu", version="7.2.22", accelerator=Accelerator.TCG, reason="kvm is busy", until=120.0, since=0.0
+    )
+    with pytest.raises(Unavailable, match="goes on only with kvm, which fails for the moment: kvm is busy"):
+        require_what_it_ran_on(of_kvm, for_now, now=LASTING_SECONDS - 1)
+    require_what_it_ran_on(of_tcg, for_now, now=1.0)
+    for_good = replace(for_now, until=None, since=None)
+    for snapshot in (of_kvm, of_tcg):  # what does not fit is found out as such
+        require_what_it_ran_on(snapshot, for_good, now=1.0)
+        require_what_it_ran_on(snapshot, for_now, now=LASTING_SECONDS)

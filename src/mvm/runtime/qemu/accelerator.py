@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -12,8 +13,9 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -28,9 +30,20 @@ BINARY = "qemu-system-x86_64"
 OLDEST = (7, 2)
 """Oldest QEMU that this was written for and tried with."""
 TRY_SECONDS = 3.0
-"""The payload takes 0.1 s emulated; a KVM that needs longer is none."""
+"""The payload takes 0.1 s emulated."""
+PATIENT_SECONDS = 20.0
+"""For a second trial, once per boot of the host: right after it QEMU is read from a disk that everybody reads from."""
+RETRY_SECONDS = 120.0
+"""After this it is tried again whether an accelerator that failed for no lasting reason works by now."""
+LASTING_SECONDS = 900.0
+"""What fails for as long as this, whenever it is tried, is taken to fail for good by whoever waits for it."""
 CACHE = "accelerator.json"
 KVM_DEVICE = Path("/dev/kvm")
+_NO_ORDINARY_KERNELS = "KVM internal error"
+_PASSING = tuple(
+    os.strerror(number) for number in (errno.EBUSY, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+)
+"""In what QEMU prints: reasons that may be gone a moment later."""
 
 
 class Accelerator(StrEnum):
@@ -60,10 +73,35 @@ class Found:
     accelerator: Accelerator
     reason: str
     """Why not a faster one; empty when there is none faster."""
+    until: float | None = None
+    """When a faster one is to be tried again (Unix time), for it may work by then; None: this is certain."""
+    since: float | None = None
+    """Since when every trial of a faster one has failed for no lasting reason."""
+
+    def holds(self, now: float) -> bool:
+        """False when it has to be found out again."""
+        return self.until is None or now < self.until
+
+    def is_passing(self, now: float) -> bool:
+        """Whether it is worth it to wait for a faster one."""
+        return self.since is not None and now < self.since + LASTING_SECONDS
 
 
-async def find(run_dir: Path | None = None, *, binary: str = BINARY, uid: int | None = None) -> Found:
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why an accelerator runs no guest."""
+
+    why: str
+    certain: bool
+    """False when the next trial may end otherwise: it was too slow, busy, or something else had its memory."""
+
+
+async def find(
+    run_dir: Path | None = None, *, binary: str = BINARY, uid: int | None = None, clock: Callable[[], float] = time.time
+) -> Found:
     """The fastest accelerator that works, tried once per boot of the host and version of QEMU.
+
+    One that failed for no lasting reason is given a second, longer trial, and another one every `RETRY_SECONDS`.
 
     `uid` is whom the trials run as: they must have the rights that machines have, and no more. None: this user.
     Raises `Unavailable` when there is no QEMU, it is too old, or not even its emulation works.
@@ -75,9 +113,14 @@ async def find(run_dir: Path | None = None, *, binary: str = BINARY, uid: int | 
         )
     version = await _version(path)
     key = f"{boot_id()} {path} {version} {os.geteuid()} {uid} {_device_stamp()}"
-    if run_dir is not None and (cached := _read(run_dir / CACHE, key)) is not None:
+    cached = None if run_dir is None else _read(run_dir / CACHE, key)
+    if cached is not None and cached.holds(clock()):
         return cached
-    found = await _try_all(path, version, uid)
+    found = await _try_all(path, version, uid, patient=cached is None)
+    if found.until is not None:
+        now = clock()
+        before = cached.since if cached is not None else None
+        found = replace(found, until=now + RETRY_SECONDS, since=now if before is None else before)
     if run_dir is not None:
         _write(run_dir / CACHE, key, found)
     return found
@@ -101,13 +144,20 @@ def parse_version(text: str) -> str | None:
     return match[1] if match else None
 
 
-async def _try_all(path: str, version: str, uid: int | None) -> Found:
+async def _try_all(path: str, version: str, uid: int | None, *, patient: bool) -> Found:
+    """What works. It holds until a time long ago when that is not certain to be the fastest."""
     reasons: list[str] = []
+    certain = True
     for accelerator in candidates(platform.system()):
-        why = await attempt(path, accelerator, uid=uid)
-        if why is None:
-            return Found(binary=path, version=version, accelerator=accelerator, reason="; ".join(reasons))
-        reasons.append(f"{accelerator} does not work here: {why}")
+        failure = await attempt(path, accelerator, seconds=TRY_SECONDS, uid=uid)
+        if failure is not None and not failure.certain and patient:
+            log.warning("%s does not work here (%s); it is tried once more", accelerator, failure.why)
+            failure = await attempt(path, accelerator, seconds=PATIENT_SECONDS, uid=uid)
+        if failure is None:
+            until = None if certain else 0.0
+            return Found(binary=path, version=version, accelerator=accelerator, reason="; ".join(reasons), until=until)
+        reasons.append(f"{accelerator} does not work here: {failure.why}")
+        certain = certain and failure.certain
     raise Unavailable(f"QEMU runs no guest here ({'; '.join(reasons)})")
 
 
@@ -119,12 +169,12 @@ def candidates(system: str) -> tuple[Accelerator, ...]:
 
 async def attempt(
     path: str, accelerator: Accelerator, *, seconds: float = TRY_SECONDS, uid: int | None = None
-) -> str | None:
+) -> Failure | None:
     """Run the payload as a machine of user `uid` would run. None when it got through, else why not."""
     try:
         as_user = own_user.words(uid, device=accelerator.device)
     except Unavailable as error:
-        return f"{error.message}; {error.hint}" if error.hint else error.message
+        return Failure(why=f"{error.message}; {error.hint}" if error.hint else error.message, certain=True)
     with tempfile.NamedTemporaryFile(prefix="mvm-payload-") as image:
         image.write(payload.elf())
         image.flush()
@@ -144,12 +194,22 @@ async def attempt(
         log.debug("%s: status %s after %.3f s: %s", accelerator, status, time.monotonic() - began, output[:500])
     if status == payload.EXIT_STATUS:
         return None
-    return why_not(output, in_time=in_time, seconds=seconds)
+    return Failure(
+        why=why_not(output, in_time=in_time, seconds=seconds),
+        certain=is_certain(output, status=status, in_time=in_time),
+    )
+
+
+def is_certain(output: str, *, status: int, in_time: bool) -> bool:
+    """Whether a QEMU that ran no guest would run none in a while either, by how it ended and what it printed."""
+    if _NO_ORDINARY_KERNELS in output:
+        return True
+    return in_time and status >= 0 and not any(words in output for words in _PASSING)  # else somebody killed it
 
 
 def why_not(output: str, *, in_time: bool, seconds: float) -> str:
     """One line of why a guest did not get through, from what QEMU printed."""
-    if "KVM internal error" in output:
+    if _NO_ORDINARY_KERNELS in output:
         return "its KVM cannot run ordinary kernels (it fails on an instruction)"
     said = [line for line in output.strip().splitlines() if "warning:" not in line]
     if said:
@@ -175,7 +235,7 @@ async def _run(arguments: list[str], *, seconds: float = 10.0, held: tuple[int, 
         async with asyncio.timeout(seconds):
             while line := await process.stdout.readline():
                 lines.append(line.decode(errors="replace"))
-                if "KVM internal error" in lines[-1]:
+                if _NO_ORDINARY_KERNELS in lines[-1]:
                     break
             else:
                 await process.wait()
