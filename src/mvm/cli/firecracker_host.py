@@ -78,7 +78,10 @@ def kvm_access(host: Host) -> Finding:
         verdict=Verdict.WARNING if opened else Verdict.OK,
         found=f"mode {stat.S_IMODE(mode):04o}" + (", open to every user" if opened else ""),
         matters=matters,
-        remedy='chmod o-rw /dev/kvm (and the udev rule that does it: MODE="0660", GROUP="kvm")' if opened else None,
+        # Its group as well: machines of QEMU, which has no jailer, may open it by that and by nothing else.
+        remedy='chgrp kvm /dev/kvm && chmod 0660 /dev/kvm (and the udev rule that does it: MODE="0660", GROUP="kvm")'
+        if opened
+        else None,
     )
 
 

@@ -31,6 +31,10 @@ from mvm.telemetry.logs import LogStyle, configure
 
 log = structlog.get_logger(__name__)
 
+UMASK = 0o022
+"""Whatever the shell has that started it: what is in images does not depend on who builds them, and what is private is
+closed by modes of its own, in directories that are closed too."""
+
 
 async def serve(locations: Locations) -> None:
     """Run the agent until SIGTERM, SIGINT or a `Shutdown` request. Instances live on when it ends.
@@ -38,6 +42,7 @@ async def serve(locations: Locations) -> None:
     Requests are taken as soon as every instance that an earlier agent left in the middle of something is locked; one
     about such an instance waits until it is recovered.
     """
+    os.umask(UMASK)
     identity = await asyncio.to_thread(_identity, locations)
     await asyncio.to_thread(prepare_directories, locations)
     style = LogStyle.CONSOLE if sys.stderr.isatty() else LogStyle.JSON

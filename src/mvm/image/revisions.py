@@ -95,6 +95,8 @@ class Revisions:
     def _publish(self, staging: Path, digest: str, names: Collection[str]) -> None:
         staging.chmod(0o755)
         for name in names:
+            # Whatever the umask is: machines of other users than this one read it, and nothing in it is secret.
+            (staging / name).chmod(0o644)
             _sync(staging / name)
         _sync(staging)
         final = self.directory / digest

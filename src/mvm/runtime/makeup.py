@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import platform
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,20 @@ def require_files(image: Path) -> None:
     for name in _manifest(image).names:
         if not (image / name).is_file():
             raise Unavailable(f"the image '{image}' has no {name}", hint="build it again: `mvm pool build`")
+
+
+def let_all_read(path: Path) -> None:
+    """Part of an image, which may have been made or copied here under a umask that closes it to machines' own users.
+
+    Nothing in an image is secret. Raises `Unavailable` when it cannot be changed.
+    """
+    try:
+        if not path.stat().st_mode & stat.S_IROTH:
+            path.chmod(0o444)
+    except OSError as error:
+        raise Unavailable(
+            f"'{path}' cannot be opened to machines: {error.strerror or error}", hint=f"chmod a+r '{path}'"
+        ) from error
 
 
 def kernel_arguments(image: Path) -> str:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -22,13 +23,16 @@ from tests.contract.network.world import namespaces_work, new_host
 from tests.contract.runtime.bench import Bench, Subject
 from tests.contract.runtime.snapshot_conformance import SnapshotConformance
 
+from mvm.drives import images
+from mvm.guest.kernel import MountFlag, mount, unmount
 from mvm.image.base import Manifest, describe_files
 from mvm.model.errors import SnapshotRejected, Unavailable
 from mvm.model.roles import Role
 from mvm.network.taps import open_tap
 from mvm.runtime import saved
 from mvm.runtime.base import Machine, Runtime
-from mvm.runtime.qemu import QemuRuntime, launching
+from mvm.runtime.qemu import QemuRuntime, accelerator, halted, launching
+from mvm.runtime.qemu.accelerator import Accelerator
 from mvm.runtime.qemu.files import Files
 from mvm.wire import messages
 from mvm.wire.messages import WorkStatus
@@ -45,6 +49,48 @@ BRIDGE = "br-vms"
 NETWORK = "10.99.0"
 VM_UID = 61_017
 """A user that nobody else is."""
+
+
+def groups_of_machines(used: Accelerator) -> list[str]:
+    """None; with hardware the one by which its device is opened, unless everybody may."""
+    if used.device is None:
+        return []
+    device = used.device.stat()
+    return [] if device.st_mode & 0o006 == 0o006 else [str(device.st_gid)]
+
+
+WRITE_MUCH = "head -c 6000000 /dev/urandom | tee /data/much | md5sum && sync"
+
+
+@contextmanager
+def small_disk_for(data: Path, place: Path) -> Iterator[Path]:
+    """Put a data drive on a file system of its own that is much smaller; gives the path of a file beside it."""
+    place.mkdir()
+    mount("tmpfs", place, "tmpfs", MountFlag(0), "size=16m")
+    try:
+        images.make_ext4(place / "data.img", mib=64)
+        data.touch()
+        mount(str(place / "data.img"), data, "", MountFlag.BIND)
+        try:
+            yield place / "ballast"
+        finally:
+            unmount(data, lazily=True)
+    finally:
+        unmount(place, lazily=True)
+
+
+def fill(ballast: Path) -> None:
+    """Leave no space beside it."""
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(65536)):
+            pass
+
+
+async def state_of(bench: Bench, subject: Subject) -> str:
+    """What QEMU says of its guest."""
+    assert isinstance(bench.runtime, QemuRuntime)
+    async with bench.runtime._monitor(subject.machine) as monitor:
+        return await monitor.status()
 
 
 class Killed(BaseException):
@@ -217,7 +263,7 @@ class TestQemuRuntime(SnapshotConformance):
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         assert status["Uid"].split() == [str(VM_UID)] * 4
         assert status["Gid"].split() == [str(VM_UID)] * 4
-        assert status["Groups"].strip() == ""
+        assert status["Groups"].split() == groups_of_machines((await accelerator.find()).accelerator)
         assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
         assert status["NoNewPrivs"] == "1"
         assert status["Seccomp"] == "2"
@@ -335,6 +381,28 @@ class TestQemuRuntime(SnapshotConformance):
         assert isinstance(bench.runtime, QemuRuntime)
         assert not await subject.stop(grace_seconds=1)
         assert bench.leftovers(subject) == []
+
+    async def test_a_guest_whose_drive_finds_the_hosts_disk_full_goes_on_when_there_is_space(
+        self, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(halted, "LOOK_SECONDS", 1.0)
+        subject = await bench.new()
+        files = Files.of(subject.machine)
+        with small_disk_for(files.data, tmp_path / "disk") as ballast:
+            await subject.start_ready()
+            fill(ballast)
+            much = messages.Exec(argv=("sh", "-c", WRITE_MUCH), timeout_secs=120)
+            writing = asyncio.create_task(subject.ask(much, seconds=150.0))
+            async with asyncio.timeout(60):
+                while await state_of(bench, subject) != halted.NO_SPACE:
+                    await asyncio.sleep(0.1)
+            assert not writing.done()
+            ballast.unlink()
+            written = await writing
+            assert written.status == 0
+            assert written.stdout.decode().split()[0] == (await subject.execute("md5sum", "/data/much")).split()[0]
+            assert await state_of(bench, subject) == "running"
+            await subject.stop()
 
     async def test_the_data_drive_grows_at_the_next_start(self, bench: Bench) -> None:
         subject = await bench.ready()

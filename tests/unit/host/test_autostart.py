@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mvm.host import daemon
 from mvm.host.autostart import ensure_agent, prepare_directories
 from mvm.host.locations import Locations
 from mvm.model.errors import MvmError, Refused, Unavailable
@@ -78,6 +79,26 @@ async def test_an_agent_is_started_in_the_background_and_said_so(locations: Loca
         assert answer["runtime"] == "process"
     finally:
         end(answer["agent_pid"])
+
+
+async def test_what_an_agent_makes_does_not_depend_on_the_umask_of_its_shell(
+    locations: Locations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Enough(Exception):
+        pass
+
+    def make(_: Locations) -> None:
+        (tmp_path / "made").touch()
+        raise Enough
+
+    monkeypatch.setattr(daemon, "prepare_directories", make)
+    before = os.umask(0o077)
+    try:
+        with pytest.raises(Enough):
+            await daemon.serve(locations)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o644
 
 
 async def test_an_agent_that_runs_is_used(locations: Locations, tmp_path: Path) -> None:

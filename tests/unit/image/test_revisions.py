@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import threading
 from pathlib import Path
 
@@ -35,6 +36,18 @@ def test_a_revision_is_named_by_its_inputs_and_whole(revisions: Revisions) -> No
     assert sorted(path.name for path in directory.iterdir()) == sorted([*FILES, MANIFEST])
     assert Manifest.read(directory) == revisions.manifest(wanted.digest)
     assert [revision.digest for revision in revisions.all()] == [wanted.digest]
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o027])
+def test_machines_of_other_users_can_read_it_whatever_the_umask(revisions: Revisions, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        directory = revisions.build(QuickBuilder(), inputs(), quiet)
+        directory = revisions.build(QuickBuilder(version="other bytes"), inputs(), quiet, force=True)
+    finally:
+        os.umask(before)
+    assert directory.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o644}
 
 
 def test_the_same_inputs_are_built_once(revisions: Revisions) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +17,11 @@ from mvm.image.base import FILES, ImageFile
 from mvm.model.errors import Conflict, Unavailable
 from mvm.model.roles import Role
 from mvm.runtime import makeup
-from mvm.runtime.base import Machine
+from mvm.runtime.base import Machine, Snapshot
+from mvm.runtime.qemu import own_user
+from mvm.runtime.qemu.accelerator import LASTING_SECONDS, Accelerator, Found
 from mvm.runtime.qemu.files import Files
+from mvm.runtime.qemu.makeup import hardware, require_what_it_ran_on
 
 
 @pytest.fixture
@@ -88,3 +93,46 @@ def test_what_does_not_fit_on_the_drives_of_a_running_machine_is_refused_before_
 def test_an_image_without_a_manifest_is_told(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="has no manifest"):
         makeup.require_files(tmp_path)
+
+
+def test_an_image_that_was_closed_by_a_umask_is_opened_to_machines_of_their_own_users(image: Path) -> None:
+    closed = ("vmlinux", "initrd")
+    for name in closed:
+        (image / name).chmod(0o600)
+    found = Found(binary="qemu", version="7.2.22", accelerator=Accelerator.TCG, reason="")
+    hardware(replace(machine(image), image=image), found)
+    assert [(image / name).stat().st_mode & 0o777 for name in closed] == [0o600] * 2  # its own user needs no more
+    made_of = hardware(replace(machine(image), image=image, uid=61_018), found)
+    assert [path.stat().st_mode & 0o777 for path in (made_of.kernel, made_of.initrd)] == [0o444] * 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user is taken on")
+def test_another_user_opens_what_was_opened_to_all(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(b"code")
+    path.chmod(0o600)
+
+    def reopened() -> int:
+        with path.open("rb") as held:
+            command = ["cat", f"/proc/self/fd/{held.fileno()}"]
+            return subprocess.run(
+                [*own_user.words(61_018), *command], pass_fds=[held.fileno()], capture_output=True, timeout=60
+            ).returncode
+
+    assert reopened() == 1
+    makeup.let_all_read(path)
+    assert reopened() == 0
+
+
+def test_a_sleeper_keeps_its_memory_while_what_it_ran_on_fails_only_for_now() -> None:
+    of_kvm, of_tcg = (Snapshot(directory=Path("/s"), metadata={"accelerator": name}) for name in ("kvm", "tcg"))
+    for_now = Found(
+        binary="qemu", version="7.2.22", accelerator=Accelerator.TCG, reason="kvm is busy", until=120.0, since=0.0
+    )
+    with pytest.raises(Unavailable, match="goes on only with kvm, which fails for the moment: kvm is busy"):
+        require_what_it_ran_on(of_kvm, for_now, now=LASTING_SECONDS - 1)
+    require_what_it_ran_on(of_tcg, for_now, now=1.0)
+    for_good = replace(for_now, until=None, since=None)
+    for snapshot in (of_kvm, of_tcg):  # what does not fit is found out as such
+        require_what_it_ran_on(snapshot, for_good, now=1.0)
+        require_what_it_ran_on(snapshot, for_now, now=LASTING_SECONDS)

@@ -17,7 +17,7 @@ from mvm.model.errors import Conflict, InvalidInput, Unavailable
 from mvm.model.roles import Role
 from mvm.runtime import spawning
 from mvm.runtime.base import Machine
-from mvm.runtime.qemu import launching
+from mvm.runtime.qemu import accelerator, launching, own_user
 from mvm.runtime.qemu.accelerator import Accelerator
 from mvm.runtime.qemu.command import Descriptors, Hardware
 from mvm.runtime.qemu.files import Files
@@ -31,6 +31,9 @@ HARDWARE = Hardware(
     kernel=Path("/image/vmlinux"),
     initrd=Path("/image/initrd"),
 )
+
+DEVICE_GID = 61_020
+"""A group in which nobody is."""
 
 
 def program(path: Path, text: str) -> Qemu:
@@ -189,6 +192,46 @@ async def test_it_runs_as_its_own_user_without_any_privilege(subject: Machine, t
     assert said["Groups"].strip() == ""
     assert int(said["CapEff"], 16) == 0
     assert said["NoNewPrivs"].strip() == "1"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user is taken on")
+@pytest.mark.parametrize(("mode", "groups"), [(0o660, [str(DEVICE_GID)]), (0o666, [])])
+async def test_it_opens_the_device_of_its_accelerator_by_that_group_and_by_no_more(
+    subject: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, groups: list[str]
+) -> None:
+    other = machine(subject.run_dir.parent, uid=61_018)
+    files, base = Files.of(other), other.run_dir.parent
+    device = base / "kvm"
+    device.touch()
+    os.chown(device, 0, DEVICE_GID)
+    device.chmod(mode)
+    monkeypatch.setattr(accelerator, "KVM_DEVICE", device)
+    qemu = program(base / "qemu", f"exec 3<>{device}; grep -E '^(Uid|Groups|CapEff)' /proc/self/status")
+    base.chmod(0o755)
+    with_kvm = replace(HARDWARE, accelerator=Accelerator.KVM)
+    with launching.opened(hardware(tmp_path), files, images(tmp_path), ram(files), None) as descriptors:
+        identity = launching.launch(qemu, other, files, with_kvm, descriptors, incoming=False)
+    await spawning.wait_for_end(identity)
+    await launching.end_all(files, who="it")
+    said = dict(line.split(":", 1) for line in files.output.read_text().splitlines())
+    assert said["Uid"].split() == ["61018"] * 4
+    assert said["Groups"].split() == groups
+    assert int(said["CapEff"], 16) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: files of other groups")
+@pytest.mark.parametrize(("mode", "gid"), [(0o600, DEVICE_GID), (0o640, DEVICE_GID), (0o660, 0)])
+def test_a_device_that_a_machine_may_not_open_is_told_before_anything_runs(tmp_path: Path, mode: int, gid: int) -> None:
+    device = tmp_path / "kvm"
+    device.touch()
+    os.chown(device, 0, gid)
+    device.chmod(mode)
+    with pytest.raises(Unavailable, match="closed to the users that machines run as") as refusal:
+        own_user.words(61_018, device=device)
+    assert refusal.value.hint == f"chgrp kvm {device} && chmod 0660 {device}"
+    assert own_user.words(None, device=device) == []
+    with pytest.raises(Unavailable, match="No such file"):
+        own_user.words(61_018, device=tmp_path / "none")
 
 
 def test_memory_is_bounded_at_the_machines_and_qemus_own() -> None:

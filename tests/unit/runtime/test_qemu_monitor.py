@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,12 @@ async def requests(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]
 async def scripted(path: Path, answer: Answer, *, greet: bool = True) -> AsyncIterator[Path]:
     """A monitor that answers as it is told: messages for a command, None hangs up, an empty list is silence."""
 
+    connections: list[asyncio.Task[None]] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        own = asyncio.current_task()
+        assert own is not None
+        connections.append(own)
         if greet:
             writer.write(json.dumps(GREETING).encode() + b"\n")
         async for request in requests(reader):
@@ -50,12 +55,16 @@ async def scripted(path: Path, answer: Answer, *, greet: bool = True) -> AsyncIt
                 tied = {"id": request["id"]} if "event" not in message and "id" in request else {}
                 writer.write(json.dumps({**message, **tied}).encode() + b"\n")
         writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
     server = await asyncio.start_unix_server(serve, str(path))
     try:
         yield path
     finally:
         server.close()
+        if connections:  # their clients have hung up
+            await asyncio.wait(connections, timeout=10)
 
 
 def event(status: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from mvm.drives.table import Drive, Life, Mode
 from mvm.guest.kernel import MountFlag, mount, unmount
 from mvm.model.errors import MvmError, Unavailable
-from mvm.runtime import sparse
+from mvm.runtime import makeup, sparse
 from mvm.runtime.firecracker import configuration, files, logs
 
 _ANOTHER = {errno.EXDEV, errno.EMLINK, errno.EPERM}
@@ -49,9 +49,8 @@ class Room:
 
     def put_image(self, name: str, source: Path) -> None:
         """Something of an image revision, which all its instances share: nothing in it is secret."""
-        with suppress(FileNotFoundError):  # as is said below
-            if self._uid is not None and not source.stat().st_mode & stat.S_IROTH:
-                source.chmod(0o444)
+        if self._uid is not None and source.exists():  # else as is said below
+            makeup.let_all_read(source)
         self._put(name, source, "part of the image")
 
     def put_drives(self, drives: Mapping[Drive, Path]) -> None:

@@ -1,4 +1,4 @@
-"""What the agent holds of a machine: the control channel, and the copy of its console."""
+"""What the agent holds of a machine: the control channel, the copy of its console, and an eye on whether it runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mvm.model.errors import TimedOut, Unavailable
 from mvm.runtime import spawning
 from mvm.runtime.base import Connection, Handler
 from mvm.runtime.link import Link
-from mvm.runtime.qemu import console
+from mvm.runtime.qemu import console, halted
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.vsock_link import VsockLink
 
@@ -42,12 +42,18 @@ class Attachment:
         ]
 
     async def _keep_words(self) -> None:
-        """What the guest says on its console and QEMU of it, within bounds, until the machine ends."""
-        bounding = asyncio.create_task(self._bound_output(), name=f"output {self._files.run_dir.name}")
+        """Until the machine ends: what the guest says on its console and QEMU of it, within bounds, and its state."""
+        name = self._files.run_dir.name
+        looking = (
+            asyncio.create_task(self._bound_output(), name=f"output {name}"),
+            asyncio.create_task(halted.watch(self._files, self.turn_at_monitor, who=self._who), name=f"state {name}"),
+        )
         try:
             await console.copy(self._files.console, self._files.console_log)
         finally:
-            bounding.cancel()
+            for task in looking:
+                task.cancel()
+            await asyncio.gather(*looking, return_exceptions=True)  # none is at the monitor afterwards
 
     async def _bound_output(self) -> None:
         while True:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ from mvm.guest.processes import Identity, Process
 from mvm.model.errors import Conflict, MvmError, Unavailable
 from mvm.runtime import bounds, spawning, vsock_link
 from mvm.runtime.base import ChannelKind, Machine
+from mvm.runtime.qemu import own_user
 from mvm.runtime.qemu.command import TCG_CODE_MIB, Descriptors, Hardware, command
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.records import Record
@@ -142,7 +142,7 @@ def launch(
         cid=vsock_link.cid_of(machine.ref.instance_id) if hardware.channel is ChannelKind.VSOCK else None,
     )
     identity = spawning.spawn(
-        [*_as_user(machine.uid), *arguments],
+        [*own_user.words(machine.uid, device=hardware.accelerator.device), *arguments],
         environment={"PATH": os.defpath, MARKER: str(files.run_dir)},
         directory=Path("/"),
         output=files.output,
@@ -172,16 +172,6 @@ def bound(machine: Machine, files: Files, identity: Identity) -> None:
     )
     log.debug("%s: QEMU is %s", machine.ref, held.note)
     Record(identity=identity, groups=held.groups).write(files.record)
-
-
-def _as_user(uid: int | None) -> list[str]:
-    """Words before a command that make it run as another user without any privilege or way to one."""
-    if uid is None or uid == os.geteuid():
-        return []
-    path = shutil.which("setpriv", path=os.defpath)
-    if path is None:
-        raise Unavailable("setpriv is not installed", hint="install it (Debian: util-linux)")
-    return [path, "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "--no-new-privs", "--inh-caps=-all", "--"]
 
 
 def find(files: Files) -> Identity | None:

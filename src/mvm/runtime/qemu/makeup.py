@@ -6,9 +6,10 @@ import os
 
 from mvm.drives.table import drives_of
 from mvm.image.base import INITRD, KERNEL
+from mvm.model.errors import Unavailable
 from mvm.runtime import makeup
-from mvm.runtime.base import ChannelKind, Machine
-from mvm.runtime.qemu.accelerator import Found
+from mvm.runtime.base import ChannelKind, Machine, Snapshot
+from mvm.runtime.qemu.accelerator import RETRY_SECONDS, Found
 from mvm.runtime.qemu.command import Hardware, Network, layout
 from mvm.runtime.qemu.files import Files
 from mvm.runtime.qemu.tsc import host_tsc_khz
@@ -23,6 +24,9 @@ def hardware(
     """What the machine is made of. Raises `Unavailable` when a part of it is not there."""
     image = makeup.image_of(machine)
     makeup.require_files(image)
+    if machine.uid is not None:
+        for name in (KERNEL, INITRD):  # QEMU opens these anew, as its own user; drives it is given open
+            makeup.let_all_read(image / name)
     return Hardware(
         accelerator=found.accelerator,
         vcpus=machine.vcpus,
@@ -51,3 +55,16 @@ def made_by(machine: Machine, files: Files, made_of: Hardware, found: Found) -> 
         "kernel": os.uname().release,
         makeup.SIZES: makeup.sizes(machine, files),
     }
+
+
+def require_what_it_ran_on(snapshot: Snapshot, found: Found, *, now: float) -> None:
+    """Raise `Unavailable` for a sleeper that an accelerator ran which fails only for now: it keeps its memory.
+
+    One that is gone for certain, or for long, is found out as everything else that does not fit. `now` is Unix time.
+    """
+    before = snapshot.metadata.get("accelerator")
+    if found.is_passing(now) and before != found.accelerator.value:
+        raise Unavailable(
+            f"its memory goes on only with {before}, which fails for the moment: {found.reason}",
+            hint=f"it stays asleep; {before} is tried again every {RETRY_SECONDS:g} s. `mvm doctor` tries it too",
+        )

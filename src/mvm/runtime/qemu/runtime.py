@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import platform
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 from mvm.drives import images
 from mvm.guest import processes
 from mvm.guest.processes import Identity
-from mvm.model.addresses import loopback_address, networked_address
+from mvm.model.addresses import FIRST_UID, loopback_address, networked_address
 from mvm.model.entities import ProcessIdentity
 from mvm.model.errors import MvmError, SnapshotRejected, Unavailable
 from mvm.model.ids import InstanceId
@@ -176,6 +177,7 @@ class QemuRuntime(VirtualMachines[Files]):
         await self._clear(machine, files)
         made_of = await self._made_of(machine)
         _, wanted = made_of
+        makeup.require_what_it_ran_on(snapshot, await self._host(), now=time.time())
         await asyncio.to_thread(SNAPSHOTS.make_ready, files, snapshot, wanted, uid=machine.uid)
         saved.consume(files)
         lasting = asyncio.create_task(asyncio.to_thread(sparse.sync_directory, files.memory))
@@ -375,8 +377,9 @@ class QemuRuntime(VirtualMachines[Files]):
 
     async def _host(self) -> Found:
         async with self._finding:
-            if self._found is None:
-                self._found = await accelerator.find(self._run_dir)
+            if self._found is None or not self._found.holds(time.time()):
+                # As root, machines run as users of their own: the trial has no more rights than they.
+                self._found = await accelerator.find(self._run_dir, uid=FIRST_UID if os.geteuid() == 0 else None)
             return self._found
 
     async def _made_of(self, machine: Machine) -> tuple[Hardware, dict[str, str]]:
