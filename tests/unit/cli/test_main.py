@@ -126,7 +126,7 @@ def test_output_that_goes_nowhere_is_no_traceback(redirection: str, status: int,
     ("arguments", "closed", "status", "said"),
     [
         ("tenant destroy alice", "<&-", 2, "there is no terminal to ask at"),
-        ("tenant list", ">&-", 1, "no agent runs"),
+        ("tenant info Alice", ">&-", 2, "lowercase"),
         ("manifest schema", "2>&-", 0, ""),
     ],
 )
