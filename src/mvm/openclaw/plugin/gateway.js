@@ -78,7 +78,8 @@ export class GatewayRole {
       return await this.#deliver(message, event, stoppedByPerson(ctx.abortSignal));
     } catch (error) {
       this.#log.error(`a message could not be delivered: ${error?.message ?? error}`);
-      if (message) await this.#say(message, "notice", NOTICES.unreachable).catch(() => {});
+      // Whom the channel does not let us write to cannot be told so either.
+      if (message && !(error?.refused && error.final)) await this.#say(message, "notice", NOTICES.unreachable).catch(() => {});
       return "error";
     } finally {
       await discardFiles(event);
@@ -152,7 +153,15 @@ export class GatewayRole {
   }
 
   async #hand(message, payload) {
-    if (payload.text) await this.#say(message, "answer", payload.text);
+    try {
+      if (payload.text) await this.#say(message, "answer", payload.text);
+    } catch (error) {
+      // For the operator; the answer stays in the journal.
+      await this.#router
+        .failed(message.key, { reason: `the answer is given up: ${error.message}`, notice: NOTICES.unreachable })
+        .catch((failure) => this.#log.error(failure.message));
+      throw error;
+    }
     await this.#router.sent(message.key);
   }
 
