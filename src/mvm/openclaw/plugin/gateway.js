@@ -136,12 +136,12 @@ export class GatewayRole {
     } catch (error) {
       const notice = error?.notice ?? (error instanceof TurnFailed ? NOTICES.failed : NOTICES.unreachable);
       this.#log.warn(`trace ${runId}: ${worker}: no answer: ${error?.message ?? error}`);
-      await this.#router.failed(message.key, { reason: String(error?.message ?? error), notice });
+      await this.#noted(this.#router.failed(message.key, { reason: String(error?.message ?? error), notice }));
       await this.#hand(message, { text: notice });
       return "undelivered";
     }
     // Journal the answer, then hand it over: a gateway that dies in between sends the recorded one.
-    await this.#router.answered(message.key, payload);
+    await this.#noted(this.#router.answered(message.key, payload));
     await this.#hand(message, payload);
     return signal.aborted ? "stopped" : "answered";
   }
@@ -157,12 +157,18 @@ export class GatewayRole {
       if (payload.text) await this.#say(message, "answer", payload.text);
     } catch (error) {
       // For the operator; the answer stays in the journal.
-      await this.#router
-        .failed(message.key, { reason: `the answer is given up: ${error.message}`, notice: NOTICES.unreachable })
-        .catch((failure) => this.#log.error(failure.message));
+      await this.#noted(this.#router.failed(message.key, { reason: `the answer is given up: ${error.message}`, notice: NOTICES.unreachable }));
       throw error;
     }
-    await this.#router.sent(message.key);
+    await this.#noted(this.#router.sent(message.key));
+  }
+
+  /**
+   * An answer that is there is handed over also when the journal stays out (a full disk): it goes under an id of its own,
+   * and a later dispatch finds the turn in the worker's transcript, so nothing is done or sent twice.
+   */
+  async #noted(entry) {
+    await entry.catch((error) => this.#log.error(`the journal does not have what became of a message: ${error?.message ?? error}`));
   }
 
   #say(message, kind, text) {
