@@ -5,7 +5,7 @@
  * claimed; when a message cannot be delivered the person is told so.
  */
 import { connect } from "./connection.js";
-import { describe, runIdOf } from "./message.js";
+import { cut, describe, runIdOf } from "./message.js";
 import { discardFiles, readImages } from "./images.js";
 import { KeyedQueue } from "./order.js";
 import { readSecret } from "./router.js";
@@ -179,7 +179,8 @@ export class GatewayRole {
 
 /** A worker may say more than a chat can carry; the channel is everybody's. */
 function bounded(text) {
-  return text.length <= MAX_ANSWER ? text : `${text.slice(0, MAX_ANSWER)}\n\n${NOTICES.shortened}`;
+  const whole = cut(text, MAX_ANSWER);
+  return text.length <= MAX_ANSWER ? whole : `${whole}\n\n${NOTICES.shortened}`;
 }
 
 /** Show "typing" for as long as somebody works on the answer, also while the worker wakes. */

@@ -2,6 +2,7 @@
  * `POST /mvm/outbound`: what a worker has to say without having been asked, brought by the router.
  */
 import { createHash, timingSafeEqual } from "node:crypto";
+import { cut } from "./message.js";
 
 /** What the router may send: a text of 128 KiB takes up to six times that as JSON. */
 const MAX_BODY = 1024 * 1024;
@@ -28,7 +29,7 @@ async function answer({ request, token, sender, log }) {
     return [200, { status: "sent" }];
   } catch (error) {
     log.warn(`a message nobody asked for was not taken by ${message.channel}: ${error?.message ?? error}`);
-    return [error?.final ? 422 : 502, { error: String(error?.message ?? error).slice(0, 200) }];
+    return [error?.final ? 422 : 502, { error: cut(error?.message ?? error, 200) }];
   }
 }
 

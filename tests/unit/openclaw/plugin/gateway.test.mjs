@@ -143,6 +143,24 @@ test("a worker cannot flood the channel with one answer, nor the log with one er
   assert.ok(failing.warned.join("").length < 1000);
 });
 
+test("what is cut is not cut in the middle of a character, and what was cut before is mended", async () => {
+  const half = "\u{1F331}"[0];
+  for (const text of [`${"x".repeat(64 * 1024 - 1)}\u{1F331}`, `water ${half}`]) {
+    worker = says(text);
+    const { role, told } = scene();
+    await role.dispatch(event(), {});
+    assert.ok(told.said[0].isWellFormed());
+    assert.ok(told.journal[0][2].isWellFormed());
+  }
+  worker = (method, params, emit) => {
+    queueMicrotask(() => emit({ state: "error", errorMessage: `${"y".repeat(299)}\u{1F331}` }));
+    return { status: "started" };
+  };
+  const failing = scene();
+  await failing.role.dispatch(event(), {});
+  assert.ok(failing.warned.join("").isWellFormed());
+});
+
 test("a stranger gets the notice and wakes nobody", async () => {
   const { role, told } = scene({ begin: async () => ({ state: "unknown_sender", notice: "who are you?" }), wake: () => assert.fail("woken") });
   assert.deepEqual(await role.dispatch(event(), {}), dispatched);
