@@ -112,6 +112,14 @@ async def test_a_reminder_goes_through_the_outbox(deployment: Deployment) -> Non
     assert list(taken.values()) == ["Reminder: stretch"]
 
 
+async def test_a_reminder_that_the_outbox_cannot_take_now_comes_later(deployment: Deployment) -> None:
+    outbox = deployment.outboxes["alice"]
+    outbox.statuses = [503, 500, 429]
+    await deployment.say("remind me in 1 second to stretch")
+    await until(lambda: bool(outbox.taken), what="the reminder", seconds=30)
+    assert list(outbox.taken.values()) == ["Reminder: stretch"]
+
+
 async def test_a_model_that_fails_is_told_honestly(deployment: Deployment) -> None:
     deployment.model.revoke()
     (notice,) = await deployment.say("hello")
