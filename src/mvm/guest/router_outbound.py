@@ -152,7 +152,7 @@ class OutboundDesk:
             return Attempt(Verdict.LATER, f"OpenClaw did not answer: {error or type(error).__name__}")
         if answer.status == 200:
             return Attempt(Verdict.TAKEN)
-        reason = f"OpenClaw answered {answer.status}: {answer.body[:200].decode(errors='replace')}"
+        reason = f"OpenClaw answered {answer.status}: {answer.body[:400].decode(errors='replace')}"
         return Attempt(Verdict.NEVER if answer.status in _NEVER else Verdict.LATER, reason)
 
     def _given_up(self, message: Message, reason: str) -> None:

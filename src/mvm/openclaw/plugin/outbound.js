@@ -29,7 +29,7 @@ async function answer({ request, token, sender, log }) {
     return [200, { status: "sent" }];
   } catch (error) {
     log.warn(`a message nobody asked for was not taken by ${message.channel}: ${error?.message ?? error}`);
-    return [error?.final ? 422 : 502, { error: cut(error?.message ?? error, 200) }];
+    return [error?.final ? 422 : 502, { error: cut(error?.message ?? error, 400) }];
   }
 }
 

@@ -2,13 +2,14 @@
  * What a failed send means, read from OpenClaw's error and what it was made of. Pure functions.
  *
  * Telegram's errors hold `error_code` and `parameters.retry_after`, Discord's `status` and `retryAfter` (both in seconds),
- * or only a `kind` where OpenClaw has put words of its own in their place.
+ * or only a `kind` or a sentence where OpenClaw has put words of its own in their place.
  */
 const MAX_CAUSES = 32;
 const MAX_RETRY_AFTER_MS = 5 * 60_000;
 /** 404 is no answer about the message at Telegram: the token of the bot is wrong, and another one may come. */
 const PERMANENT = { telegram: [400, 403], other: [400, 403, 404] };
 
+const TELEGRAM_FORBIDS = /\bTelegram send failed: (?:bot is not a member of the chat|chat not found)\b/;
 const DISCORD_FORBIDS = ["dm-blocked", "missing-permissions"];
 
 /** The error and everything that it was made of, outermost first. */
@@ -33,6 +34,7 @@ export function isTaken(error) {
 export function refusalOf(error) {
   for (const one of causes(error)) {
     if (isRejectedBefore(one)) return { code: 400, telegram: true };
+    if (TELEGRAM_FORBIDS.test(String(one.message ?? ""))) return { code: 403, telegram: true };
     if (DISCORD_FORBIDS.includes(one.kind)) return { code: 403, telegram: false };
     const telegram = typeof one.error_code === "number";
     const code = telegram ? one.error_code : one.status;

@@ -115,7 +115,7 @@ export class Sender {
     const { error, status } = outcome;
     // Of a long text that was shown in part nothing tells which pieces are missing: it is repeated as a whole.
     const refusal = status === "partial_failed" ? null : refusalOf(error);
-    return new NotSent(`${channel} did not take it: ${cut(error?.message ?? status, 200)}`, {
+    return new NotSent(`${channel} did not take it: ${cut(error?.message ?? status, 300)}`, {
       taken: isTaken(error),
       refused: refusal !== null,
       final: refusal !== null && isPermanent(refusal),

@@ -82,7 +82,11 @@ export class Telegram {
     const chat = String(to).replace(/^telegram:/, "");
     if (!/^-?\d+$/.test(chat)) throw new Error(`Telegram target is no chat id: ${to}`);
     for (let at = 0; at < text.length; at += CHUNK) {
-      const sent = await this.#api.patiently("sendMessage", { chat_id: chat, text: text.slice(at, at + CHUNK) });
+      const sent = await this.#api.patiently("sendMessage", { chat_id: chat, text: text.slice(at, at + CHUNK) }).catch((error) => {
+        // OpenClaw puts its own words in the place of this error: the code is lost.
+        if (error.code !== 403) throw error;
+        throw new Error(`Telegram send failed: bot is not a member of the chat, was blocked, or was kicked (chat_id=${chat}). Telegram API said: ${error.message}.`);
+      });
       onSent({ channel: "telegram", messageId: String(sent.message_id), chatId: chat });
     }
   }

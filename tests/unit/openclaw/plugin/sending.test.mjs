@@ -66,6 +66,8 @@ test("what never reached the channel is no repetition", async () => {
 for (const [what, error] of Object.entries({
   "a chat that is not there": REFUSED(400),
   "a person who blocked the bot": REFUSED(403),
+  "one who blocked the bot, in OpenClaw's words": new Error("Telegram send failed: bot is not a member of the chat, was blocked, or was kicked (chat_id=1)."),
+  "a chat that is not there, in OpenClaw's words": new Error("Telegram send failed: chat not found (chat_id=1)."),
   "one who takes no messages on Discord": Object.assign(new Error("discord dm failed"), { kind: "dm-blocked" }),
   "a channel that is not there on Discord": Object.assign(new Error("Unknown Channel"), { status: 404 }),
   "what OpenClaw would not hand to the channel": Object.assign(new Error("no"), { code: "OPENCLAW_PLATFORM_MESSAGE_NOT_DISPATCHED", retryable: false }),
