@@ -78,6 +78,8 @@ class Outbox:
 
     server: HttpServer = field(init=False)
     taken: dict[str, str] = field(default_factory=dict)
+    statuses: list[int] = field(default_factory=list)
+    """What the next requests are answered instead, without being taken."""
     port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,8 @@ class Outbox:
 
     async def _take(self, request: Request) -> Response:
         assert request.bearer == "outbox token"
+        if self.statuses:
+            return Response.json(self.statuses.pop(0), {})
         body = request.json_object()
         self.taken[str(body["id"])] = str(body["text"])
         return Response.json(202, {})

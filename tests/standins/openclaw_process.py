@@ -83,12 +83,12 @@ class OpenClawProcess:
                 start_new_session=True,
             )
 
-    async def start(self, *, seconds: float = 60.0) -> None:
+    async def start(self, *, seconds: float = 150.0) -> None:
         """Start and wait until it is ready."""
         await self.launch()
         await self.wait_ready(seconds=seconds)
 
-    async def wait_ready(self, *, seconds: float = 60.0) -> None:
+    async def wait_ready(self, *, seconds: float = 150.0) -> None:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http, asyncio.timeout(seconds):
             while True:
                 assert self.alive, self.output()[-2000:]
@@ -96,7 +96,7 @@ class OpenClawProcess:
                     async with http.get(f"http://127.0.0.1:{self.port}/readyz") as answer:
                         if answer.status == 200:
                             return
-                except aiohttp.ClientError:
+                except (aiohttp.ClientError, TimeoutError):
                     pass
                 await asyncio.sleep(0.02)
 

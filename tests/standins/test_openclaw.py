@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.standins.bad_channel import (
+    a_refused_reminder_lets_the_next_one_pass,
+    answered_once,
+    answered_twice_at_the_most,
+    reminders_come_in_spite_of,
+)
 from tests.standins.deployment import ALICE, BOB, STRANGER, Deployment, deployed
 from tests.standins.tokens import token_revoked_and_replaced
 from tests.standins.waiting import until
 
+from mvm.demo.faults import Fault
 from mvm.demo.model_provider import Reply, Trouble
 
 PICTURE = base64.b64decode(
@@ -104,12 +112,69 @@ async def test_a_reminder_goes_through_the_outbox(deployment: Deployment) -> Non
     assert list(taken.values()) == ["Reminder: stretch"]
 
 
+async def test_a_reminder_that_the_outbox_cannot_take_now_comes_later(deployment: Deployment) -> None:
+    outbox = deployment.outboxes["alice"]
+    outbox.statuses = [503, 500, 429]
+    await deployment.say("remind me in 1 second to stretch")
+    await until(lambda: bool(outbox.taken), what="the reminder", seconds=30)
+    assert list(outbox.taken.values()) == ["Reminder: stretch"]
+
+
 async def test_a_model_that_fails_is_told_honestly(deployment: Deployment) -> None:
     deployment.model.revoke()
     (notice,) = await deployment.say("hello")
     assert "could not answer" in notice
     await until(lambda: bool(deployment.host.events), what="an event for the operator")
     assert deployment.host.events[0].kind == "DeliveryFailed"
+
+
+BAD_MINUTES = {
+    "refused": [Fault("error", "sendMessage", code=502, times=2)],
+    "flooded": [Fault("error", "sendMessage", code=429, times=3, retry_after=1)],
+    "broken": [Fault("drop", "sendMessage")],
+}
+
+
+@pytest.mark.parametrize("minutes", BAD_MINUTES)
+async def test_an_answer_that_the_channel_does_not_take_at_once_is_sent_again(
+    deployment: Deployment, minutes: str
+) -> None:
+    await answered_once(deployment, "hello", *map(replace, BAD_MINUTES[minutes]))
+
+
+async def test_an_answer_that_may_have_arrived_is_repeated_once(deployment: Deployment) -> None:
+    await answered_twice_at_the_most(deployment, "hello")
+
+
+async def test_a_long_answer_of_which_a_part_was_shown_comes_whole(deployment: Deployment) -> None:
+    long = "".join(f"{number:03} {'x' * 100}\n" for number in range(80)).strip()
+    deployment.model.script(Reply(long), contains="tell me all")
+    deployment.telegram.faults.add(Fault("delay", "sendMessage"))
+    deployment.telegram.faults.add(Fault("error", "sendMessage", code=500))
+    texts = await deployment.say("tell me all", count=4)
+    assert long in "".join(texts)
+
+
+async def test_an_answer_to_one_who_blocks_the_bot_is_told_to_the_operator(deployment: Deployment) -> None:
+    deployment.telegram.faults.add(Fault("error", "sendMessage", code=403, description="Forbidden: bot was blocked"))
+    await deployment.telegram.say(ALICE, "hello")
+    await until(lambda: bool(deployment.host.events), what="an event for the operator")
+    assert deployment.host.events[0].kind == "DeliveryFailed"
+    assert "bot was blocked" in str(deployment.host.events[0].detail)
+    assert await deployment.say("hello again") == ["You said: hello again"]
+
+
+@pytest.mark.parametrize("minutes", BAD_MINUTES)
+async def test_a_reminder_that_the_channel_does_not_take_at_once_is_sent_again(
+    deployment: Deployment, minutes: str
+) -> None:
+    await deployment.say("hello")
+    await reminders_come_in_spite_of(deployment, "stretch", *map(replace, BAD_MINUTES[minutes]))
+
+
+async def test_a_reminder_that_is_refused_for_good_holds_up_no_other(deployment: Deployment) -> None:
+    await deployment.say("hello")
+    await a_refused_reminder_lets_the_next_one_pass(deployment, "stretch")
 
 
 GATEWAY_STAGES = ["update-spooled", "dispatching", "sending", "sent", "send-recorded", "dispatched"]

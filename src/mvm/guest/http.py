@@ -73,14 +73,25 @@ class Request:
         return "upgrade" in tokens and bool(self.headers.get("upgrade"))
 
     def json_object(self) -> dict[str, Any]:
-        """The body as a JSON object; anything else is answered with 400."""
+        """The body as a JSON object, its texts whole; anything else is answered with 400."""
         try:
-            value = json.loads(self.body)
+            value = _whole(json.loads(self.body))
         except (ValueError, RecursionError):
             raise HttpError(400, "the body is not JSON") from None
         if not isinstance(value, dict):
             raise HttpError(400, "the body is not a JSON object")
         return value
+
+
+def _whole(value: Any) -> Any:
+    """JSON whose texts can be written down: half a character (an emoji that was cut) becomes a question mark."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole(name): _whole(item) for name, item in value.items()}
+    return value
 
 
 @dataclass(frozen=True)

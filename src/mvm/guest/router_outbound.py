@@ -130,8 +130,14 @@ class OutboundDesk:
             return Attempt(Verdict.LATER, "this user has not been paired with anyone yet")
         if not _is_for(worker, message.body):
             return Attempt(Verdict.NEVER, "it was for somebody else, whose worker had the same name")
-        channel, _, to = worker.reply_peer.partition(":")
-        body = {"id": f"{message.lane}:{message.id}", "channel": channel, "to": to, "text": message.body["text"]}
+        channel, _, sender = worker.reply_peer.partition(":")
+        body = {
+            "id": f"{message.lane}:{message.id}",
+            "channel": channel,
+            # A bare number is a channel at Discord, not somebody to write to.
+            "to": f"user:{sender}" if channel == "discord" else sender,
+            "text": message.body["text"],
+        }
         try:
             answer = await call_json(
                 "127.0.0.1",
@@ -146,7 +152,7 @@ class OutboundDesk:
             return Attempt(Verdict.LATER, f"OpenClaw did not answer: {error or type(error).__name__}")
         if answer.status == 200:
             return Attempt(Verdict.TAKEN)
-        reason = f"OpenClaw answered {answer.status}: {answer.body[:200].decode(errors='replace')}"
+        reason = f"OpenClaw answered {answer.status}: {answer.body[:400].decode(errors='replace')}"
         return Attempt(Verdict.NEVER if answer.status in _NEVER else Verdict.LATER, reason)
 
     def _given_up(self, message: Message, reason: str) -> None:

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from tests.standins.bad_channel import (
+    a_refused_reminder_lets_the_next_one_pass,
+    answered_once,
+    answered_twice_at_the_most,
+    reminders_come_in_spite_of,
+)
 from tests.standins.deployment import ALICE, STRANGER, Deployment, deployed
 from tests.standins.tokens import token_revoked_and_replaced
 from tests.standins.waiting import until
 
+from mvm.demo.faults import Fault
 from mvm.demo.model_provider import Reply, Trouble
 from mvm.host.locations import locate
 from mvm.openclaw.install import installed
@@ -98,6 +106,32 @@ async def test_a_checkpoint_waits_for_the_turn_and_holds_until_restore(real: Dep
     assert (await worker.control("STATUS"))["suspended"] is True
     assert (await worker.control("RESTORE"))["ok"] is True
     assert await real.say("are you there?") == ["You said: are you there?"]
+
+
+BAD_MINUTES = {
+    "refused": Fault("error", "sendMessage", code=502, times=2),
+    "flooded": Fault("error", "sendMessage", code=429, times=4, retry_after=1),
+    "broken": Fault("drop", "sendMessage"),
+}
+
+
+@pytest.mark.parametrize("minutes", BAD_MINUTES)
+async def test_an_answer_that_the_channel_does_not_take_at_once_is_sent_again(real: Deployment, minutes: str) -> None:
+    """OpenClaw itself would never send it again: it keeps the id of what it has begun to send."""
+    await answered_once(real, f"while it is {minutes}", replace(BAD_MINUTES[minutes]))
+
+
+async def test_an_answer_that_may_have_arrived_is_repeated_once(real: Deployment) -> None:
+    await answered_twice_at_the_most(real, "did you hear me")
+
+
+@pytest.mark.parametrize("minutes", BAD_MINUTES)
+async def test_a_reminder_that_the_channel_does_not_take_at_once_is_sent_again(real: Deployment, minutes: str) -> None:
+    await reminders_come_in_spite_of(real, f"reminder {minutes}", replace(BAD_MINUTES[minutes]))
+
+
+async def test_a_reminder_that_is_refused_for_good_holds_up_no_other(real: Deployment) -> None:
+    await a_refused_reminder_lets_the_next_one_pass(real, "to one who blocks")
 
 
 async def test_a_rotated_key_counts_at_once(real: Deployment) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.standins.waiting import until
 
 from mvm.guest.http import HttpError, Request, Response
-from mvm.guest.http_client import call_json
+from mvm.guest.http_client import call, call_json
 from mvm.guest.http_server import HttpServer
 from mvm.guest.outbox import Outbox, OutboxSettings, submission_of
 
@@ -99,6 +99,17 @@ async def test_a_message_is_taken_and_carried_to_the_gateway(
             "127.0.0.8",
         )
     ]
+
+
+async def test_half_a_character_does_not_cost_the_reminder(
+    outbox: Outbox, settings: OutboxSettings, gateway: Gateway
+) -> None:
+    headers = {"Authorization": f"Bearer {settings.token.read_text()}"}
+    body = rb'{"text": "water \ud83d", "id": "r1"}'
+    answer = await call("127.0.0.1", outbox.port, "POST", "/v1/outbound", headers=headers, body=body)
+    assert answer.status == 202
+    await until(lambda: outbox.pending == 0, what="the carrying")
+    assert gateway.texts == ["water ?"]
 
 
 async def test_messages_wait_for_the_gateway_and_keep_their_order(

@@ -41,6 +41,19 @@ async def test_a_message_is_new_then_open_then_answered(world: World) -> None:
     assert (event.worker, event.trace) == ("alice.alice", "mvm-telegram:default:111:5")
 
 
+async def test_half_a_character_does_not_cost_the_answer(world: World) -> None:
+    await world.begin()
+    key = "/v1/deliveries/telegram:default:111:5"
+    headers = {"Authorization": f"Bearer {world.token}"}
+    for entry, body in (
+        ("answered", rb'{"payload": {"text": "water \ud83d", "more": ["\udf31"]}}'),
+        ("failed", rb'{"reason": "\ud83d", "notice": "\ud83d"}'),
+    ):
+        answer = await call("127.0.0.1", world.port, "POST", f"{key}/{entry}", headers=headers, body=body)
+        assert answer.status == 204
+    assert (await world.begin())["payload"] == {"text": "water ?", "more": ["?"]}
+
+
 async def test_what_is_recorded_outlives_the_router(world: World) -> None:
     await world.begin()
     await world.post("/v1/deliveries/telegram:default:111:5/answered", {"payload": {"text": "hi"}})

@@ -66,6 +66,14 @@ async def test_a_message_waits_for_openclaw_and_keeps_its_order(world: World) ->
     assert [sent["text"] for sent in world.plugin.sent] == ["m0", "m1", "m2"]
 
 
+async def test_a_reminder_for_somebody_on_discord_only_is_addressed_to_the_person(world: World) -> None:
+    world.write_tables(alice=["discord:333"], bob=[])
+    assert (await world.begin("k", "discord:333"))["state"] == "new"
+    await world.outbound()
+    await until(lambda: bool(world.plugin.sent), what="the sending")
+    assert (world.plugin.sent[0]["channel"], world.plugin.sent[0]["to"]) == ("discord", "user:333")
+
+
 async def test_what_was_taken_over_outlives_the_router(world: World) -> None:
     world.plugin.statuses = [503] * 1000
     assert (await world.outbound()).status == 202
@@ -91,7 +99,7 @@ async def test_a_message_for_someone_not_yet_paired_waits_for_the_pairing(world:
     world.write_tables(alice=["discord:55"], bob=[])
     assert (await world.begin("k", "discord:55"))["state"] == "new"
     await until(lambda: bool(world.plugin.sent), what="the sending")
-    assert (world.plugin.sent[0]["channel"], world.plugin.sent[0]["to"]) == ("discord", "55")
+    assert (world.plugin.sent[0]["channel"], world.plugin.sent[0]["to"]) == ("discord", "user:55")
 
 
 async def test_what_waits_for_one_person_is_not_read_by_the_next_of_that_name(world: World) -> None:

@@ -3,6 +3,7 @@
  */
 import { createServer } from "node:net";
 import { chmod, unlink } from "node:fs/promises";
+import { cut } from "./message.js";
 
 const MAX_LINE = 1024;
 const MAX_CONNECTIONS = 16;
@@ -86,7 +87,7 @@ export class ControlSocket {
       write(socket, await Promise.race([command(argument), limit]));
     } catch (error) {
       this.#log.warn(`${name} failed: ${error?.message ?? error}`);
-      write(socket, { ok: false, detail: String(error?.message ?? error).slice(0, 300) });
+      write(socket, { ok: false, detail: cut(error?.message ?? error, 300) });
     } finally {
       clearTimeout(timer);
     }

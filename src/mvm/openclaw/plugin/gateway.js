@@ -5,7 +5,7 @@
  * claimed; when a message cannot be delivered the person is told so.
  */
 import { connect } from "./connection.js";
-import { describe, runIdOf } from "./message.js";
+import { cut, describe, runIdOf } from "./message.js";
 import { discardFiles, readImages } from "./images.js";
 import { KeyedQueue } from "./order.js";
 import { readSecret } from "./router.js";
@@ -78,7 +78,8 @@ export class GatewayRole {
       return await this.#deliver(message, event, stoppedByPerson(ctx.abortSignal));
     } catch (error) {
       this.#log.error(`a message could not be delivered: ${error?.message ?? error}`);
-      if (message) await this.#say(message, "notice", NOTICES.unreachable).catch(() => {});
+      // Whom the channel does not let us write to cannot be told so either.
+      if (message && !(error?.refused && error.final)) await this.#say(message, "notice", NOTICES.unreachable).catch(() => {});
       return "error";
     } finally {
       await discardFiles(event);
@@ -135,12 +136,12 @@ export class GatewayRole {
     } catch (error) {
       const notice = error?.notice ?? (error instanceof TurnFailed ? NOTICES.failed : NOTICES.unreachable);
       this.#log.warn(`trace ${runId}: ${worker}: no answer: ${error?.message ?? error}`);
-      await this.#router.failed(message.key, { reason: String(error?.message ?? error), notice });
+      await this.#noted(this.#router.failed(message.key, { reason: String(error?.message ?? error), notice }));
       await this.#hand(message, { text: notice });
       return "undelivered";
     }
     // Journal the answer, then hand it over: a gateway that dies in between sends the recorded one.
-    await this.#router.answered(message.key, payload);
+    await this.#noted(this.#router.answered(message.key, payload));
     await this.#hand(message, payload);
     return signal.aborted ? "stopped" : "answered";
   }
@@ -152,8 +153,22 @@ export class GatewayRole {
   }
 
   async #hand(message, payload) {
-    if (payload.text) await this.#say(message, "answer", payload.text);
-    await this.#router.sent(message.key);
+    try {
+      if (payload.text) await this.#say(message, "answer", payload.text);
+    } catch (error) {
+      // For the operator; the answer stays in the journal.
+      await this.#noted(this.#router.failed(message.key, { reason: `the answer is given up: ${error.message}`, notice: NOTICES.unreachable }));
+      throw error;
+    }
+    await this.#noted(this.#router.sent(message.key));
+  }
+
+  /**
+   * An answer that is there is handed over also when the journal stays out (a full disk): it goes under an id of its own,
+   * and a later dispatch finds the turn in the worker's transcript, so nothing is done or sent twice.
+   */
+  async #noted(entry) {
+    await entry.catch((error) => this.#log.error(`the journal does not have what became of a message: ${error?.message ?? error}`));
   }
 
   #say(message, kind, text) {
@@ -164,7 +179,8 @@ export class GatewayRole {
 
 /** A worker may say more than a chat can carry; the channel is everybody's. */
 function bounded(text) {
-  return text.length <= MAX_ANSWER ? text : `${text.slice(0, MAX_ANSWER)}\n\n${NOTICES.shortened}`;
+  const whole = cut(text, MAX_ANSWER);
+  return text.length <= MAX_ANSWER ? whole : `${whole}\n\n${NOTICES.shortened}`;
 }
 
 /** Show "typing" for as long as somebody works on the answer, also while the worker wakes. */

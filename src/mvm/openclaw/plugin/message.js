@@ -16,6 +16,11 @@ const first = (...values) => {
 };
 const id = (value) => (typeof value === "number" || typeof value === "bigint" ? String(value) : typeof value === "string" ? value.trim() : "");
 
+/** The beginning of a text, at most so many characters; never half of one (an emoji is two), which nothing can write down. */
+export function cut(text, length) {
+  return String(text).slice(0, length).toWellFormed();
+}
+
 /** `telegram:5001` and `5001` both name sender 5001 of the channel telegram. */
 export function stripChannel(channel, value) {
   const text = id(value);
@@ -33,10 +38,11 @@ export function describe(event) {
   const channel = first(event?.originatingChannel, ctx.OriginatingChannel, ctx.Provider, ctx.Surface).toLowerCase();
   const account = first(ctx.AccountId, event?.originatingAccountId) || "default";
   const sender = stripChannel(channel, ctx.SenderId);
-  const to = first(event?.originatingTo, ctx.OriginatingTo, ctx.From, ctx.To) || sender;
+  // A bare number is a channel at Discord, not somebody to write to.
+  const to = first(event?.originatingTo, ctx.OriginatingTo, ctx.From, ctx.To) || (channel === "discord" ? `user:${sender}` : sender);
   const chat = stripChannel(channel, to);
   const message = id(ctx.MessageSidFull) || id(ctx.MessageSid);
-  const text = first(ctx.BodyForAgent, ctx.CommandBody, ctx.RawBody, ctx.Body).slice(0, MAX_TEXT);
+  const text = cut(first(ctx.BodyForAgent, ctx.CommandBody, ctx.RawBody, ctx.Body), MAX_TEXT);
   if (!channel || !sender || !message) throw new Error("the message names no channel, sender or message id");
   return {
     channel,

@@ -2,11 +2,12 @@
  * `POST /mvm/outbound`: what a worker has to say without having been asked, brought by the router.
  */
 import { createHash, timingSafeEqual } from "node:crypto";
+import { cut } from "./message.js";
 
 /** What the router may send: a text of 128 KiB takes up to six times that as JSON. */
 const MAX_BODY = 1024 * 1024;
 
-/** Handler of the route. `200` means that the channel took it; anything else is tried again by the router. */
+/** Handler of the route. `200`: the channel took it; `422`: it never will, or nobody can tell; else the router tries again. */
 export function outboundHandler({ token, sender, log }) {
   return async (request, response) => {
     const [status, body] = await answer({ request, token, sender, log });
@@ -28,7 +29,7 @@ async function answer({ request, token, sender, log }) {
     return [200, { status: "sent" }];
   } catch (error) {
     log.warn(`a message nobody asked for was not taken by ${message.channel}: ${error?.message ?? error}`);
-    return [502, { error: "not sent" }];
+    return [error?.final ? 422 : 502, { error: cut(error?.message ?? error, 400) }];
   }
 }
 

@@ -2,6 +2,7 @@
  * The router of this gateway (a service of mvm on loopback): the journal of deliveries and the way to the workers.
  */
 import { readFile } from "node:fs/promises";
+import { cut } from "./message.js";
 import { backoff, pause } from "./order.js";
 
 const REQUEST_TIMEOUT_MS = 15_000;
@@ -62,7 +63,7 @@ export class Router {
 
   /** Record that there will be no answer but `notice`; `reason` goes to the operator. */
   failed(key, { reason, notice }) {
-    return this.#persistently("POST", `/v1/deliveries/${encodeURIComponent(key)}/failed`, { reason: reason.slice(0, 500), notice });
+    return this.#persistently("POST", `/v1/deliveries/${encodeURIComponent(key)}/failed`, { reason: cut(reason, 500), notice });
   }
 
   /** Ask for a running worker, for the message `trace`; resolves when it runs, throws `RouterError` with an honest `notice` when it does not. */
@@ -109,7 +110,7 @@ export class Router {
     }
     const answer = parse(text);
     if (response.ok) return answer ?? {};
-    throw new RouterError(`the router answered ${response.status}: ${String(answer?.reason ?? "no reason given").slice(0, 300)}`, {
+    throw new RouterError(`the router answered ${response.status}: ${cut(answer?.reason ?? "no reason given", 300)}`, {
       status: response.status,
       notice: typeof answer?.error === "string" ? answer.error : null,
       retry: answer?.retry ?? response.status >= 500,

@@ -1,5 +1,5 @@
 /** What a worker's transcript tells of a turn. Pure: values in, values out. */
-import { RUN_PREFIX, textOf } from "./message.js";
+import { cut, RUN_PREFIX, textOf } from "./message.js";
 
 /**
  * What the transcript says of our message: whether it is there (`asked`), the last finished assistant `text` that answers
@@ -19,7 +19,7 @@ export function findAnswer(messages, runId) {
       if (key.startsWith(RUN_PREFIX) || (key && text !== null)) break;
     }
     if (message?.role !== "assistant") continue;
-    if (message.stopReason === "error") error = String(message.errorMessage ?? "the turn failed").slice(0, 300);
+    if (message.stopReason === "error") error = cut(message.errorMessage ?? "the turn failed", 300);
     if (message.stopReason !== undefined && !["stop", "end_turn", "length"].includes(message.stopReason)) continue;
     text = textOf(message) || text;
   }

@@ -7,7 +7,7 @@
  */
 import { ConnectionLost } from "./connection.js";
 import { backoff, pause } from "./order.js";
-import { textOf } from "./message.js";
+import { cut, textOf } from "./message.js";
 import { findAnswer } from "./transcript.js";
 
 const HISTORY_MESSAGES = 60;
@@ -21,7 +21,7 @@ const MAX_REASON = 300;
 /** The worker took the message and says that the turn failed: asking again would not help. */
 export class TurnFailed extends Error {
   constructor(message) {
-    super(String(message).slice(0, MAX_REASON)); // the worker's own words, of any length
+    super(cut(message, MAX_REASON)); // the worker's own words, of any length
     this.name = "TurnFailed";
   }
 }
@@ -113,7 +113,7 @@ async function request(connection, method, params) {
     if (error instanceof ConnectionLost) throw error;
     const code = error?.gatewayCode ?? error?.code ?? "";
     if (code === "UNAVAILABLE" || error?.retryable === true || /not connected|closed|timeout/i.test(error?.message ?? "")) {
-      throw new ConnectionLost(`the worker is not ready: ${String(error?.message).slice(0, 160)}`);
+      throw new ConnectionLost(`the worker is not ready: ${cut(error?.message, 160)}`);
     }
     throw new TurnFailed(error?.message ?? error);
   }

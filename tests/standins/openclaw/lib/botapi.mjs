@@ -2,12 +2,13 @@
 
 const TIMEOUT_MS = 20_000;
 const MAX_RETRY_AFTER_SECONDS = 60;
+const PATIENT_TRIES = 3;
 
 /** `ok: false`, with its code and what it asks for. */
 export class BotApiProblem extends Error {
   constructor(method, { error_code: code, description, parameters }) {
     super(`Call to '${method}' failed! (${code}: ${description})`);
-    this.code = code;
+    this.code = this.error_code = code;
     this.retryAfter = parameters?.retry_after ?? null;
   }
 }
@@ -33,13 +34,13 @@ export class BotApi {
     return answer.result;
   }
 
-  /** As `call`, waiting as long as flood control asks for. */
+  /** As `call`, waiting as long as flood control asks for, a few times. */
   async patiently(method, params) {
-    for (;;) {
+    for (let tries = 1; ; tries += 1) {
       try {
         return await this.call(method, params);
       } catch (error) {
-        if (error.code !== 429 || !(error.retryAfter <= MAX_RETRY_AFTER_SECONDS)) throw error;
+        if (tries >= PATIENT_TRIES || error.code !== 429 || !(error.retryAfter <= MAX_RETRY_AFTER_SECONDS)) throw error;
         await new Promise((resolve) => setTimeout(resolve, error.retryAfter * 1000));
       }
     }

@@ -124,6 +124,8 @@ export class Cron {
     } catch (error) {
       this.#log(`cron: a delivery failed: ${error?.message ?? error}`);
       delivery.notBefore = Date.now() + RETRY_MS;
+      // Of whatever may have been shown OpenClaw makes no second attempt.
+      if (!error?.retryable) this.#pending = this.#pending.filter((other) => other.id !== delivery.id);
     }
     this.#running.delete(delivery.id);
     writeWhole(this.#deliveries, this.#pending);

@@ -1,4 +1,4 @@
-/** Durable sends: an intent is on the disk before the channel is asked, and a sent one is never sent again. */
+/** Durable sends: an intent is on the disk before the channel is asked, and one whose sending has begun is never sent again. */
 import { join } from "node:path";
 import { Log } from "./disk.mjs";
 import { reach, violation } from "./stages.mjs";
@@ -7,9 +7,9 @@ export class Outbound {
   #log;
   #states = new Map();
   #senders;
-  #busy = new Map();
+  #busy = new Set();
 
-  /** `senders[channel]({to, text, accountId, id})` sends one text, or throws. */
+  /** `senders[channel]({to, text, accountId, id, onSent})` sends one text, telling each message that it takes, or throws. */
   constructor({ directory, senders }) {
     this.#log = new Log(join(directory, "delivery/intents.jsonl"));
     this.#senders = senders;
@@ -20,11 +20,12 @@ export class Outbound {
     if (!Array.isArray(payloads) || !payloads.length) throw new Error("sendDurableMessageBatch: no payloads");
     if (typeof to !== "string" || !to) throw new Error("sendDurableMessageBatch: to is missing");
     if (!id) violation("a send without an intent id is not durable", { channel });
-    if (id && this.#busy.has(id)) return this.#busy.get(id);
-    const work = this.#send({ channel, to, accountId, payloads, id, reusePendingDeliveryIntent });
-    if (id) this.#busy.set(id, work);
+    if (id && this.#busy.has(id)) return { status: "suppressed", reason: "no_visible_result", results: [] };
+    this.#busy.add(id);
     try {
-      return await work;
+      return await this.#send({ channel, to, accountId, payloads, id, reusePendingDeliveryIntent });
+    } catch (error) {
+      return { status: "failed", error };
     } finally {
       this.#busy.delete(id);
     }
@@ -32,26 +33,34 @@ export class Outbound {
 
   async #send({ channel, to, accountId, payloads, id, reusePendingDeliveryIntent }) {
     const before = id && this.#states.get(id);
-    if (before === "sent") return { status: "suppressed", reason: "already-sent", results: [] };
-    if (before === "pending" && !reusePendingDeliveryIntent) throw new Error(`Stable delivery intent is already queued: ${id}`);
-    if (id) this.#record(id, "pending");
+    if (before === "sent") return { status: "suppressed", reason: "no_visible_result", results: [] };
+    // An id whose sending has begun is never given to a channel again, whether it failed or the process died in it.
+    if (before === "begun" || (before && !reusePendingDeliveryIntent)) throw new Error(`Stable delivery intent is already queued: ${id}`);
     const sender = this.#senders[channel];
-    if (!sender) return { status: "failed", error: new Error(`Unknown channel: ${channel}`), results: [] };
+    if (!sender) throw new Error(`Unknown channel: ${channel}`);
+    if (id) this.#record(id, "begun");
+    const results = [];
     try {
       reach("sending");
-      const results = [];
-      for (const { text } of payloads) results.push(await sender({ to, text, accountId, id }));
+      for (const { text } of payloads) await sender({ to, text, accountId, id, onSent: (result) => results.push(result) });
       reach("sent");
-      if (id) this.#record(id, "sent");
-      reach("send-recorded");
-      return { status: "sent", results };
     } catch (error) {
-      return { status: "failed", error, results: [] };
+      if (id && !results.length && neverConnected(error)) this.#record(id, "unsent");
+      return results.length ? { status: "partial_failed", error, results, sentBeforeError: true } : { status: "failed", error };
     }
+    if (id) this.#record(id, "sent");
+    reach("send-recorded");
+    return { status: "sent", results };
   }
 
   #record(id, state) {
     this.#states.set(id, state);
     this.#log.append({ id, state });
   }
+}
+
+/** The only failure that proves that the channel has not seen the message. */
+function neverConnected(error) {
+  const causes = [error, error.cause, ...(error.cause?.errors ?? [])];
+  return causes.some((cause) => ["connect", "getaddrinfo"].includes(cause?.syscall) || cause?.code === "UND_ERR_CONNECT_TIMEOUT");
 }

@@ -77,13 +77,18 @@ export class Telegram {
     for (const { controller } of this.#active.values()) controller.abort(new Error("gateway restarting"));
   }
 
-  /** Send one text; long ones in several messages. */
-  async send({ to, text }) {
+  /** Send one text; long ones in several messages, each of which is told to `onSent`. */
+  async send({ to, text, onSent = () => {} }) {
     const chat = String(to).replace(/^telegram:/, "");
     if (!/^-?\d+$/.test(chat)) throw new Error(`Telegram target is no chat id: ${to}`);
-    let sent = null;
-    for (let at = 0; at < text.length; at += CHUNK) sent = await this.#api.patiently("sendMessage", { chat_id: chat, text: text.slice(at, at + CHUNK) });
-    return { channel: "telegram", messageId: String(sent.message_id), chatId: chat };
+    for (let at = 0; at < text.length; at += CHUNK) {
+      const sent = await this.#api.patiently("sendMessage", { chat_id: chat, text: text.slice(at, at + CHUNK) }).catch((error) => {
+        // OpenClaw puts its own words in the place of this error: the code is lost.
+        if (error.code !== 403) throw error;
+        throw new Error(`Telegram send failed: bot is not a member of the chat, was blocked, or was kicked (chat_id=${chat}). Telegram API said: ${error.message}.`);
+      });
+      onSent({ channel: "telegram", messageId: String(sent.message_id), chatId: chat });
+    }
   }
 
   async #poll(api, signal) {

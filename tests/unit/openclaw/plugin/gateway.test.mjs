@@ -32,20 +32,25 @@ const says = (text) => (method, params, emit) => {
   return { status: "started" };
 };
 
-function scene({ begin = async () => ({ state: "new", worker: "alice.alice", attempt: 1 }), wake = async () => {} } = {}) {
+function scene({ begin = async () => ({ state: "new", worker: "alice.alice", attempt: 1 }), wake = async () => {}, out = [], refusal = null } = {}) {
   const told = { journal: [], said: [] };
+  const entry = async (...line) => {
+    if (out.includes(line[0])) throw new RouterError("the router answered 503: the disk is full");
+    told.journal.push(line);
+  };
   const router = {
     begin,
     wake,
     workerUrl: async () => "ws://127.0.0.1:1/",
-    answered: async (key, payload) => told.journal.push(["answered", key, payload.text]),
-    sent: async (key) => told.journal.push(["sent", key]),
-    failed: async (key, { notice }) => told.journal.push(["failed", key, notice]),
+    answered: (key, payload) => entry("answered", key, payload.text),
+    sent: (key) => entry("sent", key),
+    failed: (key, { notice }) => entry("failed", key, notice),
   };
   const sender = {
     persist: async ({ text, id }) => {
       told.journal.push(["handed over", id]);
       told.said.push(text);
+      if (refusal && id.startsWith("answer:")) throw Object.assign(new Error("not taken"), refusal);
     },
   };
   const warned = [];
@@ -74,6 +79,35 @@ test("an answer recorded before is sent again and asks nobody", async () => {
   const { role, told } = scene({ begin: async () => ({ state: "answered", payload: { text: "recorded" } }) });
   await role.dispatch(event(), {});
   assert.deepEqual(told.said, ["recorded"]);
+});
+
+for (const out of ["answered", "sent"]) {
+  test(`an answer is handed over, and nothing else is said, though the journal cannot be told: ${out}`, async () => {
+    worker = says("hi");
+    const { role, told } = scene({ out: [out] });
+    assert.deepEqual(await role.dispatch(event(), {}), dispatched);
+    assert.deepEqual(told.said, ["hi"]);
+  });
+}
+
+test("why there is no answer is told to the person also when the journal is out", async () => {
+  worker = (method, params, emit) => {
+    queueMicrotask(() => emit({ state: "error", errorMessage: "no" }));
+    return { status: "started" };
+  };
+  const { role, told } = scene({ out: ["failed", "sent"] });
+  await role.dispatch(event(), {});
+  assert.deepEqual(told.said, [NOTICES.failed]);
+});
+
+test("an answer that the channel does not take is told to the operator, and to the person unless the channel refuses for good", async () => {
+  worker = says("hi");
+  for (const [refusal, notices] of [[{ refused: true, final: true }, 0], [{ refused: false, final: true }, 1]]) {
+    const { role, told } = scene({ refusal });
+    await role.dispatch(event(), {});
+    assert.deepEqual(told.journal.map(([what]) => what).filter((what) => what !== "handed over"), ["answered", "failed"]);
+    assert.deepEqual(told.said, ["hi", ...Array(notices).fill(NOTICES.unreachable)]);
+  }
 });
 
 test("what a stranger sends is not kept", async () => {
@@ -107,6 +141,24 @@ test("a worker cannot flood the channel with one answer, nor the log with one er
   const failing = scene();
   await failing.role.dispatch(event(), {});
   assert.ok(failing.warned.join("").length < 1000);
+});
+
+test("what is cut is not cut in the middle of a character, and what was cut before is mended", async () => {
+  const half = "\u{1F331}"[0];
+  for (const text of [`${"x".repeat(64 * 1024 - 1)}\u{1F331}`, `water ${half}`]) {
+    worker = says(text);
+    const { role, told } = scene();
+    await role.dispatch(event(), {});
+    assert.ok(told.said[0].isWellFormed());
+    assert.ok(told.journal[0][2].isWellFormed());
+  }
+  worker = (method, params, emit) => {
+    queueMicrotask(() => emit({ state: "error", errorMessage: `${"y".repeat(299)}\u{1F331}` }));
+    return { status: "started" };
+  };
+  const failing = scene();
+  await failing.role.dispatch(event(), {});
+  assert.ok(failing.warned.join("").isWellFormed());
 });
 
 test("a stranger gets the notice and wakes nobody", async () => {

@@ -23,6 +23,13 @@ test("a message is described by who wrote it, where, and under which id", () => 
   assert.equal(message.direct, true);
 });
 
+test("a text is not cut in the middle of a character, and somebody on Discord is addressed as a person", () => {
+  const message = describe({ ctx: { Provider: "discord", SenderId: "333", MessageSid: "1", BodyForAgent: `${"x".repeat(MAX_TEXT - 1)}\u{1F331}` } });
+  assert.ok(message.text.isWellFormed());
+  assert.equal(message.to, "user:333");
+  assert.equal(message.peer, "discord:333");
+});
+
 test("the key is the same for a re-dispatch and different for any other message", () => {
   const key = (changes) => describe({ ctx: { ...context, ...changes } }).key;
   assert.equal(key({ BodyForAgent: "changed", Timestamp: 7 }), key({}));

@@ -2,7 +2,7 @@
 import { registerHooks } from "node:module";
 
 export const sdk = (globalThis.sdkOfTheTest = {});
-const NAMES = ["GatewayClient", "sendDurableMessageBatch", "runPassiveAccountLifecycle", "definePluginEntry"];
+const NAMES = ["GatewayClient", "sendDurableMessageBatch", "runPassiveAccountLifecycle", "definePluginEntry", "PlatformMessageNotDispatchedError"];
 const source = NAMES.map((name) => `export const ${name} = globalThis.sdkOfTheTest.${name};`).join("\n");
 
 registerHooks({
