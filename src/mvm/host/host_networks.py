@@ -12,7 +12,7 @@ OWN_BRIDGES = "br-tenant-"
 
 
 def host_networks() -> Mapping[str, IPv4Network]:
-    """A phrase for whose each network is -> network, from the addresses of the host's interfaces."""
+    """A phrase for whose each network is -> network, for every address of the host's interfaces."""
     found: dict[str, IPv4Network] = {}
     for interface, entries in psutil.net_if_addrs().items():
         if interface.startswith(OWN_BRIDGES):
@@ -21,5 +21,5 @@ def host_networks() -> Mapping[str, IPv4Network]:
             if entry.family == socket.AF_INET and entry.netmask:
                 network = IPv4Network(f"{entry.address}/{entry.netmask}", strict=False)
                 if not network.is_loopback:
-                    found[f"this host's interface {interface!r}"] = network
+                    found[f"this host's interface {interface!r} ({entry.address})"] = network
     return found
