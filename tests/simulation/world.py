@@ -116,6 +116,8 @@ class World:
         self.memory = MemoryState(total_bytes=100 * 2**30, available_bytes=50 * 2**30)
         self.ran_today: dict[UserId, float] = {}
         """Seconds, by user."""
+        self.production = False
+        """Whether the next agent is in production mode."""
 
     async def open(self) -> World:
         clock = self.time.clock()
@@ -129,7 +131,7 @@ class World:
         self.audit = AuditLog(self.directory / "audit", clock.now)
         self.chronicle = Chronicle(self.audit, self.events)
         self.attachments = Attachments(lambda ref: self._deaf)
-        runtimes = Runtimes({"instant": self.runtime}, wanted="instant")
+        runtimes = Runtimes({"instant": self.runtime}, wanted="instant", production=self.production)
         directories = InstanceDirectories(
             state_dir=self.directory / "state", run_dir=self.directory / "run", secrets_dir=self.directory / "secrets"
         )

@@ -122,6 +122,7 @@ class BringUp:
 
     async def _rise(self, instance: Instance, kind: TransitionKind, stages: Stages, *, actor: str) -> Instance:
         runtime = self._runtimes.of(instance)
+        self._runtimes.require_isolated(runtime)  # before anything is done: what sleeps is left as it is
         instance = await self._give_image(instance, runtime, kind, stages)
         saved = await self._unless_given_up(instance, self._find_memory(instance, runtime, kind, stages))
         slowness = 1.0 if saved else runtime.capabilities.slowness

@@ -64,7 +64,7 @@ async def serve(locations: Locations) -> None:
         diffs=locations.firecracker_snapshots == "diff",
     )
     if missing is not None:
-        log.info("machines would get no network of their tenant", reason=missing, see="docs/network.md")
+        tell_of_no_networks(missing)
     runtimes: dict[str, Runtime] = {
         "firecracker": firecracker,
         "qemu": qemu,
@@ -85,6 +85,14 @@ async def serve(locations: Locations) -> None:
 def _identity(locations: Locations) -> Identity | None:
     """By what the agent is known in the network; raises before anything is begun when it shall listen and has none."""
     return None if locations.listen is None else Identity(locations.state_dir)
+
+
+def tell_of_no_networks(reason: str) -> None:
+    """Say why machines get no network of their tenant; where the agent is root, networks were to be expected."""
+    say = log.warning if os.geteuid() == 0 else log.info
+    say(
+        "machines get no network of their tenant until the agent is started again", reason=reason, see="docs/network.md"
+    )
 
 
 def _open_tap(machine: Machine) -> int | None:

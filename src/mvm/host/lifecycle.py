@@ -189,6 +189,7 @@ class Lifecycle:
 
     async def _resume(self, instance: Instance, *, actor: str) -> Instance:
         instance.state.require(State.RUNNING, who=str(instance.ref))
+        self._runtimes.require_isolated(self._runtimes.of(instance))  # it stays paused, with all that it has in mind
         stages = Stages(TransitionKind.RESUME, clock=self._clock.monotonic)
         with stages("queue"):
             instance = await self._begin_running(instance, TransitionKind.RESUME, actor=actor)

@@ -5,7 +5,7 @@
 | running or warm, its process lives | adopted: host port, watch, status |
 | running or warm, its process is gone | stopped, with the reason; always-on ones are started again by policy |
 | start or wake interrupted, its process was not told to run yet | taken back: it sleeps as before |
-| start, wake or resume interrupted | finished when the process and its agent answer, else undone |
+| start, wake or resume interrupted | finished when the process and its agent answer and may run here, else undone |
 | draining for warm, or sleep interrupted, process lives | undone: when in doubt, stay awake; ended if it cannot be |
 | sleep interrupted, process gone | asleep when what a wake needs is complete, else stopped (cold boot from its data) |
 | stop or destroy interrupted | finished |
@@ -190,6 +190,7 @@ class Recovery:
         runtime, machine = self._runtimes.of(instance), self._bring_up.machine(instance)
         stages = Stages(kind, clock=self._clock.monotonic)
         try:
+            self._runtimes.require_isolated(runtime)
             await self._attachments.listen(instance, runtime, machine)
             if kind is TransitionKind.RESUME:
                 await self._bring_up.resume(instance, stages, actor=ACTOR)

@@ -21,6 +21,10 @@ class Choice:
     reason: str
 
 
+class NotIsolated(Refused):
+    """Production mode runs nothing by a runtime that does not isolate tenants; it may once the host is mended."""
+
+
 class Runtimes:
     """The runtimes of this host by name."""
 
@@ -48,6 +52,17 @@ class Runtimes:
         """The runtime that runs an instance."""
         return self.named(instance.runtime)
 
+    def require_isolated(self, runtime: Runtime) -> None:
+        """Raise `NotIsolated` when production mode keeps a runtime, as it works here now, from running anything."""
+        if not self._production or runtime.capabilities.isolated:
+            return
+        hint = "use virtual machines (MVM_RUNTIME=qemu), or unset MVM_PRODUCTION where nobody needs isolation"
+        if runtime.capabilities.relayed:
+            hint = "`mvm doctor` says what the networks of tenants lack; start the agent again when that is mended"
+        raise NotIsolated(
+            f"runtime {runtime.name!r} does not isolate tenants and production mode refuses it", hint=hint
+        )
+
     async def probe(self, name: str) -> Probe:
         """Whether a runtime works here; tried once per agent run."""
         if name not in self._probes:
@@ -65,7 +80,7 @@ class Runtimes:
 
     async def _choose_named(self, name: str) -> Choice:
         runtime = self.named(name)
-        self._refuse_unisolated(runtime)
+        self.require_isolated(runtime)
         probe = await self.probe(name)
         if not probe.usable:
             raise Unavailable(f"runtime {name!r} does not work here: {probe.reason}", hint=probe.remedy)
@@ -79,19 +94,12 @@ class Runtimes:
             probe = await self.probe(name)
             if probe.usable and probe.unasked:
                 runtime = self._runtimes[name]
-                self._refuse_unisolated(runtime)
+                self.require_isolated(runtime)
                 return Choice(runtime=runtime, reason=_because("; ".join(passed_over), probe))
             passed_over.append(f"not {name}: {probe.reason}")
         raise Unavailable(
             f"no runtime works on this host ({'; '.join(passed_over)})", hint="`mvm doctor` says what is missing"
         )
-
-    def _refuse_unisolated(self, runtime: Runtime) -> None:
-        if self._production and not runtime.capabilities.isolated:
-            raise Refused(
-                f"runtime {runtime.name!r} does not isolate tenants and production mode refuses it",
-                hint="use virtual machines (MVM_RUNTIME=qemu), or unset MVM_PRODUCTION where nobody needs isolation",
-            )
 
 
 def _because(choice: str, probe: Probe) -> str:

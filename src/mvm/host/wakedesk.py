@@ -25,6 +25,7 @@ from mvm.host.clock import Clock
 from mvm.host.gateways import Gateways
 from mvm.host.pairing import Pairing
 from mvm.host.reports import Activity, Reports
+from mvm.host.runtimes import NotIsolated
 from mvm.host.wakes import Wakes
 from mvm.model.entities import Instance
 from mvm.model.errors import MvmError, QuotaExceeded, Refused
@@ -238,7 +239,7 @@ class WakeDesk:
             raise Refused(f"{messages.OVER_BUDGET}{error.message}") from error
         except MvmError as error:
             self._chronicle.event(target, "WakeFailed", actor=str(caller.ref), detail=error.message)
-            if isinstance(error, Refused) and not isinstance(error, QuotaExceeded):
+            if isinstance(error, Refused) and not isinstance(error, QuotaExceeded | NotIsolated):
                 # Final until a person does something about it: the gateway tells its writer at once and asks no more.
                 raise Refused(HELD) from error
             return self._not_awake(caller, target, error.message)

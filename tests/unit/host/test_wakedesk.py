@@ -11,6 +11,7 @@ from tests.unit.host.services import ALICE, WORKERS, Services
 
 from mvm.host import wakedesk
 from mvm.host.budgets import OverBudget
+from mvm.host.runtimes import NotIsolated
 from mvm.host.wakedesk import REFUSED, WakeDesk
 from mvm.host.wakes import Wakes
 from mvm.model.entities import Instance, Transition, TransitionKind
@@ -239,6 +240,16 @@ async def test_one_that_its_operator_stopped_is_refused_for_good(
     with pytest.raises(Refused, match="stopped by its operator"):
         await desk.answer(gateway.ref, wake_of(worker))
     assert services.kinds(TenantId("bob")).count("WakeFailed") == 1
+
+
+async def test_one_that_may_not_run_on_this_host_now_is_asked_for_again(
+    services: Services, desk: WakeDesk, wakes: ScriptedWakes
+) -> None:
+    gateway, worker = await shared_gateway(services)
+    wakes.error = NotIsolated("runtime 'qemu' does not isolate tenants and production mode refuses it")
+    answer = await desk.answer(gateway.ref, wake_of(worker))
+    assert isinstance(answer, messages.WakeResult)
+    assert not answer.success
 
 
 async def test_a_budget_that_is_used_up_is_told_in_words_for_the_person(
