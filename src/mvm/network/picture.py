@@ -72,7 +72,7 @@ class Resolvers:
     addresses: tuple[IPv4Address, ...] = ()
     """Resolvers that guests ask by themselves."""
     through_host: IPv4Address | None = None
-    """A resolver that only the host can ask (loopback, link-local): guests ask their bridge's address instead."""
+    """A resolver that only the host can ask (its own, link-local): guests ask their bridge's address instead."""
 
     def for_guest(self, gateway_ip: str) -> tuple[str, ...]:
         """What a guest is told (`dns` of its `config.json`)."""

@@ -25,6 +25,7 @@ from mvm.model import addresses
 from mvm.network import devices
 from mvm.network.apply import Rules, nft
 from mvm.network.picture import Picture, Resolvers
+from mvm.network.resolvers import read_resolvers
 from mvm.network.rules import render
 
 pytestmark = needs_namespaces
@@ -144,10 +145,16 @@ async def test_names_are_asked_of_the_hosts_resolvers_where_there_is_internet(wo
         assert not world.reaches(closed, RESOLVER, 53)
 
 
-@pytest.mark.parametrize("place", ["127.0.0.53", METADATA])
-async def test_a_resolver_that_only_the_host_can_ask_is_asked_at_the_bridge(world: World, place: str) -> None:
-    drawn = picture(WORKER, resolvers=Resolvers(through_host=addresses.IPv4Address(place)))
+@pytest.mark.parametrize("place", ["127.0.0.53", METADATA, UPLINK])
+async def test_a_resolver_that_only_the_host_can_ask_is_asked_at_the_bridge(
+    world: World, tmp_path: Path, place: str
+) -> None:
+    listed = tmp_path / "resolv.conf"
+    listed.write_text(f"nameserver {place}\n")
+    resolvers = read_resolvers(listed)
+    drawn = picture(WORKER, resolvers=resolvers)
     await connected(world, drawn)
+    assert resolvers.for_guest(str(drawn.bridges[0].address)) == (str(drawn.bridges[0].address),)
     make = world.outside.listen if place == METADATA else listen_on_host
     with make(53, place, socket.SOCK_DGRAM) as server, world.at(WORKER).new_socket(socket.SOCK_DGRAM) as client:
         client.settimeout(5)

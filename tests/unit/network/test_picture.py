@@ -91,6 +91,8 @@ def test_what_an_egress_lets_pass(egress: Egress, ports: tuple[int, ...], intern
         (["nameserver 127.0.0.53 # stub", None], [], "127.0.0.53"),
         (["nameserver 169.254.169.254"], [], "169.254.169.254"),
         (["nameserver 127.0.0.1\nnameserver 192.0.2.3"], ["192.0.2.3"], None),
+        (["nameserver 198.51.100.1", None], [], "198.51.100.1"),
+        (["nameserver 198.51.100.1\nnameserver 192.0.2.3"], ["192.0.2.3"], None),
         (["", None], [], None),
         (["".join(f"nameserver 192.0.2.{n}\n" for n in range(9))], ["192.0.2.0", "192.0.2.1", "192.0.2.2"], None),
     ],
@@ -102,7 +104,7 @@ def test_guests_are_told_of_resolvers_that_they_can_ask(
     for place, text in zip(places, files, strict=True):
         if text is not None:
             place.write_text(text)
-    found = read_resolvers(*places)
+    found = read_resolvers(*places, own=lambda: [IPv4Address("198.51.100.1")])
     assert (list(map(str, found.addresses)), found.through_host and str(found.through_host)) == (
         addresses_,
         through_host,
