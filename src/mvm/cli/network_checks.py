@@ -78,14 +78,20 @@ async def firewall() -> Finding:
         return Finding(
             name="firewall", verdict=Verdict.OK, found="nobody else drops what is forwarded", matters=matters
         )
-    family, table, chain = drops[0].split(" ", 2)
     return Finding(
         name="firewall",
         verdict=Verdict.WARNING,
         found=f"{', '.join(drops)} drops what is forwarded",
         matters=matters,
-        remedy=f"nft insert rule {family} {table} {chain} iifname 'br-tenant-*' accept; the same with oifname",
+        remedy=_opening(drops[0]),
     )
+
+
+def _opening(chain: str) -> str:
+    """What to type to let guests pass a chain of another program."""
+    if chain.split(" ")[1] == "firewalld":  # rules that are put in by hand are gone when it reloads
+        return "firewall-cmd --permanent --zone=trusted --add-interface=br-tenant-+ && firewall-cmd --reload"
+    return f"nft insert rule {chain} iifname 'br-tenant-*' accept; the same with oifname"
 
 
 def ranges() -> Finding:

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from mvm.model.errors import MvmError
-from mvm.network.apply import nft
+from mvm.network.apply import nft, owner_of_rules
 from mvm.network.rules import BRIDGES, TABLES
 
 DOCKER = ("ip", "filter", "DOCKER-USER")
@@ -21,11 +21,13 @@ _NOTE = "mvm: judged in table inet mvm"
 async def open_docker() -> bool:
     """Let guests pass Docker's rules, where there are any. True when something was added."""
     rules = await _rules(DOCKER)
-    if rules is None or any(rule.get("comment") == _NOTE for rule in rules):
+    if rules is None:
         return False
-    for direction in ("oifname", "iifname"):
+    there = set().union(*(_passing(rule) for rule in rules if rule.get("comment") == _NOTE))
+    missing = [direction for direction in ("oifname", "iifname") if direction not in there]
+    for direction in missing:
         await nft("insert", "rule", *DOCKER, direction, f'"{BRIDGES}"', "counter", "accept", "comment", f'"{_NOTE}"')
-    return True
+    return bool(missing)
 
 
 async def close_docker() -> None:
@@ -41,13 +43,48 @@ async def others_forward() -> bool:
 
 
 async def foreign_drops() -> tuple[str, ...]:
-    """Chains of other programs that drop what they do not know among what is forwarded, but Docker's own."""
-    docker = await _rules(DOCKER) is not None
+    """Chains of other programs that drop what guests send, or what is sent to them, as they drop what they do not know.
+
+    Docker's is none of them before there are guests: the agent opens its door with the first.
+    """
+    unused = await owner_of_rules() is None and await _rules(DOCKER) is not None
     return tuple(
-        f"{chain['family']} {chain['table']} {chain['name']}"
-        for chain in await _forward_chains()
-        if chain.get("policy") == "drop" and not (docker and (chain["family"], chain["table"]) == DOCKER[:2])
+        [
+            f"{chain['family']} {chain['table']} {chain['name']}"
+            for chain in await _forward_chains()
+            if not (unused and (chain["family"], chain["table"]) == DOCKER[:2]) and await _drops_guests(chain)
+        ]
     )
+
+
+async def _drops_guests(chain: dict[str, Any]) -> bool:
+    family, table, name = chain["family"], chain["table"], chain["name"]
+    rules = await _rules((family, table, name)) or []
+    if chain.get("policy") != "drop" and not (rules and _ends_everything(rules[-1])):
+        return False
+    passing = [_passing(entry["rule"]) for entry in await _listed("table", family, table) if "rule" in entry]
+    return not {"iifname", "oifname"} <= set().union(*passing)
+
+
+def _ends_everything(rule: dict[str, Any]) -> bool:
+    """True for a rule that drops or rejects whatever comes to it; firewalld's last one does, and its policy accepts."""
+    does = [statement for statement in rule["expr"] if not statement.keys() & {"counter", "log"}]
+    return len(does) == 1 and bool(does[0].keys() & {"drop", "reject"})
+
+
+def _passing(rule: dict[str, Any]) -> set[str]:
+    """Which of what comes from guests (`iifname`) and goes to them (`oifname`) a rule lets pass."""
+    matches = [statement["match"] for statement in rule["expr"] if "match" in statement]
+    asked = {
+        str(match["left"]["meta"]["key"])
+        for match in matches
+        if match["right"] == BRIDGES and match["op"] == "==" and "meta" in match["left"]
+    }
+    last = rule["expr"][-1] if asked and len(matches) == 1 else {}
+    # firewalld's zone that accepts whatever comes from its interfaces; what answers it passes before that.
+    if str((last.get("goto") or {}).get("target", "")).endswith("_trusted"):
+        return {"iifname", "oifname"}
+    return asked if "accept" in last else set()
 
 
 async def _forward_chains() -> list[dict[str, Any]]:

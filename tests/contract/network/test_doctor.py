@@ -32,7 +32,48 @@ async def test_a_firewall_that_drops_what_is_forwarded_is_named_with_its_remedy(
     assert found.verdict is Verdict.WARNING
     assert "ip filter FORWARD" in found.found
     assert found.remedy is not None
-    await nft(*found.remedy.partition(";")[0].replace("'", '"').split()[1:])
+    first = found.remedy.partition(";")[0].replace("'", '"').split()[1:]
+    await nft(*first)
+    assert (await findings())["firewall"].verdict is Verdict.WARNING, "half of the remedy"
+    await nft(*(word.replace("iifname", "oifname") for word in first))
+    assert (await findings())["firewall"].verdict is Verdict.OK
+
+
+FIREWALLD = """
+table inet firewalld {
+    chain filter_FWD_public { reject with icmpx admin-prohibited; }
+    chain filter_FWD_trusted { accept; }
+    chain filter_FORWARD_ZONES { goto filter_FWD_public; }
+    chain filter_FORWARD {
+        type filter hook forward priority filter + 10; policy accept;
+        ct state { established, related } accept
+        jump filter_FORWARD_ZONES
+        counter log prefix "gone: " reject with icmpx admin-prohibited
+    }
+}
+"""
+
+
+async def test_firewalld_rejects_by_its_last_rule_and_is_named_with_its_own_remedy(world: World) -> None:
+    await nft("-f", "-", text=FIREWALLD)
+    found = (await findings())["firewall"]
+    assert found.verdict is Verdict.WARNING
+    assert "inet firewalld filter_FORWARD" in found.found
+    assert found.remedy is not None
+    assert "firewall-cmd --permanent --zone=trusted" in found.remedy
+
+
+async def test_firewalld_whose_trusted_zone_has_the_bridges_of_tenants_is_well(world: World) -> None:
+    await nft("-f", "-", text=FIREWALLD)
+    zone = ("inet", "firewalld", "filter_FORWARD_ZONES", "iifname", '"br-tenant-*"', "goto", "filter_FWD_trusted")
+    await nft("insert", "rule", *zone)
+    assert (await findings())["firewall"].verdict is Verdict.OK
+
+
+async def test_a_chain_that_drops_only_some_packets_is_not_named(world: World) -> None:
+    rule = "type filter hook forward priority filter; policy accept;\nct state invalid drop\n"
+    await nft("-f", "-", text=f"table inet somebody {{\nchain forward {{\n{rule}}}\n}}\n")
+    assert (await findings())["firewall"].verdict is Verdict.OK
 
 
 async def test_docker_needs_no_remedy(world: World) -> None:
