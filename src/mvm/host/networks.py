@@ -57,6 +57,8 @@ class Networks:
         self._resolvers = Resolvers()
         self._claim = Claim()
         self._rules = Rules()
+        self._doors_due = True
+        """The rules of other programs have to be looked at."""
         self._lock = asyncio.Lock()
         self._wanted = 0
         """Grows with every change of what the picture is drawn from."""
@@ -230,15 +232,19 @@ class Networks:
         if not picture.guests:
             return await self._remove()
         # Rules before the bridges that they are for, so that no bridge is there without them.
+        # Somebody's change of any rules may have been that of Docker's, and taken away the way through them.
+        self._doors_due |= not self._rules.surely_intact()
         renewed = await self._rules.put(render(picture, owner=self._owner))
         made = await asyncio.to_thread(devices.make_bridges, picture)
         if (before := devices.host_settings()) != devices.HOST:
             if await self._catalog.store.get(_FOUND) is None:
                 await self._catalog.store.put(_FOUND, before)
             devices.set_host()
-        if renewed or made:
-            if await doors.open_docker():
-                await self._rules.intact()
+        opened = (self._doors_due or renewed or made) and await doors.open_docker()
+        if opened:
+            await self._rules.settle()
+        self._doors_due = False
+        if renewed or made or opened:
             log.info(
                 "networks of tenants renewed",
                 tenants=len(picture.bridges),

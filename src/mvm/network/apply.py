@@ -107,7 +107,7 @@ class Rules:
 
     async def put(self, text: str) -> bool:
         """Have exactly these rules in force. True when something had to be changed. On an error the old ones stay."""
-        if text == self._text and await self.intact():
+        if text == self._text and await self.settle():
             return False
         await nft("-f", "-", text=text)
         self._text = text
@@ -122,12 +122,12 @@ class Rules:
 
     async def intact(self) -> bool:
         """True when the rules are those that were put, whatever others did to theirs."""
-        if self._digest is None:
-            return False
-        if self.surely_intact():
-            return True
-        now = generation()
-        if await installed_digest() != self._digest:
+        return self._digest is not None and (self.surely_intact() or await installed_digest() == self._digest)
+
+    async def settle(self) -> bool:
+        """The same, and what others did to theirs so far makes them `surely_intact` no less from now on."""
+        now = None if self._digest is None else generation()
+        if not await self.intact():
             return False
         self._generation = now
         return True

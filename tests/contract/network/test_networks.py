@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
@@ -255,12 +256,19 @@ async def test_machines_of_an_agent_that_ended_keep_their_network(world: World, 
     assert devices.bridge_is_there(instance.network.tap)
 
 
+DOCKER = (
+    "table ip filter {\nchain DOCKER-USER {\n}\n"
+    "chain FORWARD {\ntype filter hook forward priority filter; policy drop;\njump DOCKER-USER\n}\n}\n"
+)
+
+
+async def of_others(networks: Networks) -> tuple[bool, str]:
+    """What is found of other programs' rules."""
+    return {what: (well, found) for what, well, found in await networks.inspect()}["rules of other programs"]
+
+
 async def test_guests_pass_where_docker_drops_what_is_not_its_own(world: World, catalog: Catalog) -> None:
-    docker = (
-        "table ip filter {\nchain DOCKER-USER {\n}\n"
-        "chain FORWARD {\ntype filter hook forward priority filter; policy drop;\njump DOCKER-USER\n}\n}\n"
-    )
-    await nft("-f", "-", text=docker)
+    await nft("-f", "-", text=DOCKER)
     before = await rules()
     async with kept(catalog) as networks:
         instance = await one_instance(catalog)
@@ -271,3 +279,33 @@ async def test_guests_pass_where_docker_drops_what_is_not_its_own(world: World, 
         await catalog.remove_instance(instance.ref)
         await networks.tenant_removed(ALICE)
     assert await rules() == before
+
+
+@pytest.mark.parametrize("lost", ["both rules", "one rule"])
+async def test_a_way_through_docker_that_was_lost_is_told_and_there_again_before_the_next_start(
+    world: World, catalog: Catalog, lost: str
+) -> None:
+    await nft("-f", "-", text=DOCKER)
+    async with kept(catalog) as networks:
+        instance = await one_instance(catalog)
+        await networks.ready(instance)
+        world.connect(place_of(instance))
+        whole = await rules()
+        assert await of_others(networks) == (True, "let pass")
+        if lost == "both rules":
+            await nft("flush", "chain", "ip", "filter", "DOCKER-USER")
+        else:
+            listed = await nft("--handle", "list", "chain", "ip", "filter", "DOCKER-USER")
+            handle = next(line.rpartition(" ")[2] for line in listed.splitlines() if "oifname" in line)
+            await nft("delete", "rule", "ip", "filter", "DOCKER-USER", "handle", handle)
+        assert await of_others(networks) == (False, "ip filter FORWARD drop what is forwarded")
+        await networks.ready(instance)
+        assert await of_others(networks) == (True, "let pass")
+        assert sorted(without_counts(await rules())) == sorted(without_counts(whole))
+        with world.outside.listen(443):
+            assert world.reaches(place_of(instance), INTERNET, 443)
+
+
+def without_counts(ruleset: str) -> list[str]:
+    """Lines of a ruleset without what was counted."""
+    return [re.sub(r"packets \d+ bytes \d+", "", line) for line in ruleset.splitlines()]
