@@ -20,6 +20,7 @@ from mvm.host.client import AgentClient
 from mvm.host.locations import SYSTEM_SOCKET, Locations
 from mvm.host.remote_client import remote_client
 from mvm.model.errors import MvmError, Unavailable
+from mvm.runtime import bounds
 
 KVM_API_VERSION = 12
 _KVM_GET_API_VERSION = 0xAE00
@@ -196,21 +197,20 @@ def memory() -> Finding:
     )
 
 
-def control_groups(root: Path = Path("/sys/fs/cgroup")) -> Finding:
-    """Whether groups can be made: of version 2, or of version 1 for memory and processes."""
-    matters = "they bound the memory and processors of an instance of the process runtime"
-    unified = (root / "cgroup.controllers").exists()
-    needed = [root] if unified else [root / "memory", root / "pids"]
-    version = 2 if unified else 1
-    if all(path.is_dir() and os.access(path, os.W_OK) for path in needed):
-        return Finding(name="cgroups", verdict=Verdict.OK, found=f"version {version}, writable", matters=matters)
-    what = "not writable" if any(path.is_dir() for path in needed) else "not mounted"
+def control_groups(proc: Path = bounds.PROC) -> Finding:
+    """What instances are bounded in, tried out by making a group as the agent does."""
+    matters = "they bound what one instance takes of memory, processes and processors, under every runtime"
+    obtained = bounds.obtainable(proc)
+    missing = [kind for kind in bounds.CONTROLLERS if kind not in obtained]
+    if not missing:
+        return Finding(name="cgroups", verdict=Verdict.OK, found=f"{', '.join(obtained)} are bounded", matters=matters)
+    found = f"{', '.join(obtained)} bounded, {', '.join(missing)} not" if obtained else bounds.UNBOUND
     return Finding(
         name="cgroups",
         verdict=Verdict.WARNING,
-        found=f"{what}: instances are bounded by resource limits only",
+        found=found,
         matters=matters,
-        remedy="run the agent as root, or by systemd with Delegate=yes",
+        remedy="run the agent as root, or by systemd (from 254) with Delegate=yes and DelegateSubgroup=agent",
     )
 
 

@@ -2,6 +2,13 @@
 
 This is a guard against one instance taking the whole machine, not isolation. The address space (RLIMIT_AS) is never
 limited: V8 and QEMU reserve far more than they use and die of it.
+
+Version 2 lets no group with processes give controllers to groups in it, so those of instances cannot be in the agent's
+own. Root makes them in `mvm` beside systemd's slices, where Firecracker's jailer has its own: systemd leaves groups
+alone that it did not make, and cannot take a controller from the root that `mvm` hands on. They are not in the agent's
+unit on purpose: a unit with groups that hand out controllers, and machines outlive their agent, cannot be started again
+before systemd 254 (EBUSY). From then on `DelegateSubgroup=agent` puts the agent itself out of the way, which is how an
+agent that is not root gets groups.
 """
 
 from __future__ import annotations
@@ -14,6 +21,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -22,9 +30,15 @@ MAX_PROCESSES = 2048
 MAX_FILES = 65_536
 V1_SHARES_PER_CPU = 1024
 V2_WEIGHT_PER_CPU = 100
-V1_CONTROLLERS = ("memory", "pids", "cpu")
+CONTROLLERS = ("memory", "pids", "cpu")
+V2_PLACE = "mvm"
+"""Group of root's that has those of instances in it, under version 2."""
+V2_SUBGROUP = "agent"
+"""Where `DelegateSubgroup=` of a unit puts the agent; those of instances are then beside it."""
+PROC = Path("/proc/self")
 REMOVE_SECONDS = 3.0
 PREFIX = "mvm-"
+UNBOUND = "no control group can be made here: only the number of open files and core dumps are limited"
 ABANDONED_SECONDS = 60.0
 """An empty group this old belongs to nobody: a group is filled right after it was made."""
 
@@ -38,12 +52,12 @@ class Bounds:
     note: str
 
 
-def apply(pid: int, *, name: str, vcpus: int, memory_bytes: int, mounts: Path = Path("/proc/self/mountinfo")) -> Bounds:
+def apply(pid: int, *, name: str, vcpus: int, memory_bytes: int, proc: Path = PROC) -> Bounds:
     """Bound a process that was just started and whatever it will start, all together at `memory_bytes`.
 
     Never raises: an instance runs without bounds, too.
     """
-    groups = _v1_groups(PREFIX + name, mounts) or _v2_group(PREFIX + name, mounts)
+    groups = [place / (PREFIX + name) for place in _v1_places(proc) or _v2_places(proc)[:1]]
     for group in groups:
         _sweep(group.parent)
     held: list[Path] = []
@@ -62,7 +76,25 @@ def apply(pid: int, *, name: str, vcpus: int, memory_bytes: int, mounts: Path = 
         kinds = ", ".join(sorted({kind for group in held for kind in _kinds(group)}))
         return Bounds(tuple(held), f"bounded by a control group ({kinds}; memory {memory_bytes >> 20} MiB)")
     _limit_resources(pid)
-    return Bounds((), "no control group can be made here: only the number of open files and core dumps are limited")
+    _warn_once()
+    return Bounds((), UNBOUND)
+
+
+@cache
+def _warn_once() -> None:
+    log.warning("instances are not bounded: %s; `mvm doctor` says more", UNBOUND)
+
+
+def obtainable(proc: Path = PROC) -> tuple[str, ...]:
+    """What an instance that is started from here is bounded in, found out by making a group and removing it again."""
+    kinds: set[str] = set()
+    for place in _v1_places(proc) or _v2_places(proc)[:1]:
+        group = place / f"{PREFIX}trial-{os.getpid()}"
+        with suppress(OSError):
+            group.mkdir()
+            kinds.update(_kinds(group))
+            group.rmdir()
+    return tuple(kind for kind in CONTROLLERS if kind in kinds)
 
 
 def processes(groups: Sequence[Path]) -> list[int]:
@@ -74,10 +106,9 @@ def processes(groups: Sequence[Path]) -> list[int]:
     return sorted(found)
 
 
-def groups_of(pid: int, mounts: Path = Path("/proc/self/mountinfo")) -> tuple[Path, ...]:
+def groups_of(pid: int, proc: Path = PROC) -> tuple[Path, ...]:
     """The groups that were made for a process, for when nobody wrote them down."""
-    beside = _v1_groups("any", mounts) or _v2_group("any", mounts)
-    return tuple(group for path in beside for group in path.parent.glob(f"{PREFIX}*-{pid}"))
+    return tuple(group for place in _v1_places(proc) or _v2_places(proc) for group in place.glob(f"{PREFIX}*-{pid}"))
 
 
 async def remove(groups: Sequence[Path]) -> None:
@@ -103,38 +134,51 @@ def _sweep(parent: Path) -> None:
                 group.rmdir()
 
 
-def _v1_groups(name: str, mounts: Path) -> list[Path]:
-    own = _own_groups()
-    groups = []
-    for controller in V1_CONTROLLERS:
-        for mount, root, kind, options in mounts_of_groups(mounts):
+def _v1_places(proc: Path) -> list[Path]:
+    """Where groups of each controller can be made."""
+    own = _own_groups(proc)
+    places = []
+    for controller in CONTROLLERS:
+        for mount, root, kind, options in mounts_of_groups(proc / "mountinfo"):
             if kind == "cgroup" and controller in options.split(","):
-                parent = _below(mount, root, own.get(controller, "/"))
-                if parent is not None:
-                    groups.append(parent / name)
+                place = _below(mount, root, own.get(controller, "/"))
+                if place is not None:
+                    places.append(place)
                 break
-    return groups
+    return places
 
 
-def _v2_group(name: str, mounts: Path) -> list[Path]:
-    """A group beside nothing else: under v2 a group with processes of its own cannot give controllers to children."""
-    for mount, root, kind, _ in mounts_of_groups(mounts):
-        parent = _below(mount, root, _own_groups().get("", "/")) if kind == "cgroup2" else None
-        if parent is None:
+def _v2_places(proc: Path) -> list[Path]:
+    """Groups that hand out controllers to groups in them, the best first."""
+    own = _own_groups(proc).get("", "/")
+    places: list[Path] = []
+    for mount, root, kind, _ in mounts_of_groups(proc / "mountinfo"):
+        if kind != "cgroup2":
             continue
-        with suppress(OSError):
-            (parent / "cgroup.subtree_control").write_text("+memory +pids +cpu")
-        with suppress(OSError):
-            if "memory" in (parent / "cgroup.subtree_control").read_text().split():
-                return [parent / name]
-    return []
+        if os.geteuid() == 0 and _hands_out(mount):
+            with suppress(OSError):
+                (mount / V2_PLACE).mkdir(exist_ok=True)
+                places.append(mount / V2_PLACE)
+        if (group := _below(mount, root, own)) is not None:
+            places += [group.parent] if group.name == V2_SUBGROUP and group != mount else [group]
+    return [place for place in places if _hands_out(place)]
 
 
-def _own_groups() -> dict[str, str]:
+def _hands_out(group: Path) -> bool:
+    """Have a group give what it can to groups in it; true when memory is among that."""
+    for controller in CONTROLLERS:  # one by one: the kernel takes all or nothing of what is written at once
+        with suppress(OSError):
+            (group / "cgroup.subtree_control").write_text(f"+{controller}")
+    with suppress(OSError):
+        return "memory" in (group / "cgroup.subtree_control").read_text().split()
+    return False
+
+
+def _own_groups(proc: Path) -> dict[str, str]:
     """Controller -> path of this process's group; v2 has the name ""."""
     found: dict[str, str] = {}
     with suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in (proc / "cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             found.update(dict.fromkeys(controllers.split(","), path))
     return found
@@ -180,7 +224,7 @@ def _set_limits(group: Path, *, vcpus: int, memory_bytes: int) -> None:
 
 
 def _kinds(group: Path) -> list[str]:
-    return [kind for kind in ("memory", "pids", "cpu") if any(group.glob(f"{kind}.*"))]
+    return [kind for kind in CONTROLLERS if any(group.glob(f"{kind}.*"))]
 
 
 def _limit_resources(pid: int) -> None:

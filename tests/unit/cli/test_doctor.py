@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.standins.nix.world import NixWorld
+from tests.standins.unified_groups import UnifiedGroups
 from tests.unit.cli.conftest import ScriptedAgent, Type
 
 from mvm.cli import checks, image_checks
@@ -91,24 +93,28 @@ def test_secrets_on_a_disk_are_a_warning(locations: Locations) -> None:
 
 
 @pytest.mark.parametrize(
-    ("directories", "files", "found"),
+    ("controllers", "found", "verdict"),
     [
-        ((), (), "not mounted"),
-        ((), ("cgroup.controllers",), "version 2, writable"),
-        (("memory", "pids"), (), "version 1, writable"),
-        (("memory",), (), "not writable"),
+        ("memory pids cpu", "memory, pids, cpu are bounded", Verdict.OK),
+        ("memory pids", "memory, pids bounded, cpu not", Verdict.WARNING),
+        ("pids cpu", "no control group can be made here", Verdict.WARNING),
     ],
 )
-def test_control_groups_are_of_either_version(
-    tmp_path: Path, directories: tuple[str, ...], files: tuple[str, ...], found: str
+def test_control_groups_are_what_could_really_be_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, controllers: str, found: str, verdict: Verdict
 ) -> None:
-    for name in directories:
-        (tmp_path / name).mkdir()
-    for name in files:
-        (tmp_path / name).touch()
-    finding = checks.control_groups(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    groups = UnifiedGroups(tmp_path, monkeypatch)
+    groups.enter("/system.slice/ssh.service")
+    (groups.mount / "cgroup.controllers").write_text(controllers)
+    finding = checks.control_groups(groups.proc)
     assert finding.found.startswith(found)
-    assert finding.verdict is (Verdict.OK if "version" in found else Verdict.WARNING)
+    assert finding.verdict is verdict
+
+
+def test_control_groups_that_are_not_mounted_bound_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mountinfo").write_text("22 1 0:20 / /proc rw - proc proc rw\n")
+    assert checks.control_groups(tmp_path).verdict is Verdict.WARNING
 
 
 def test_the_settings_of_a_broken_configuration_file_are_an_error(
