@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from tests.vm.machines import ALICE, Machines
+from tests.vm.machines import ALICE, TENANT, Machines
+
+
+async def answered(machines: Machines, text: str) -> None:
+    """Alice writes and gets the model's answer; when it is another one, what both ends have logged is shown."""
+    answers = await machines.say(ALICE, text)
+    if answers != [f"You said: {text}"]:
+        print(await machines.operator.mvm("events", "--tenant", TENANT))
+        for instance in (await machines.worker(), await machines.gateway()):
+            address = machines.operator.address(instance)
+            print(await machines.operator.mvm("instance", "logs", address, "--service", "openclaw", "--lines", "60"))
+    assert answers == [f"You said: {text}"]
 
 
 async def the_whole_path(machines: Machines) -> None:
     """What a user gets, from the first word to a wake from memory."""
     operator = machines.operator
-    assert await machines.say(ALICE, "hello") == ["You said: hello"]
+    await answered(machines, "hello")
     worker = await machines.worker()
     assert worker["runtime"] == "qemu"
     assert not [event["detail"] for event in await machines.events("BaseFailed")]
@@ -17,7 +28,7 @@ async def the_whole_path(machines: Machines) -> None:
 
     await machines.sleep()
     assert machines.machine(worker) is None, "a sleeper has no process"
-    assert await machines.say(ALICE, "are you awake") == ["You said: are you awake"]
+    await answered(machines, "are you awake")
     stages = await machines.stages(worker)
     assert {"queue", "network", "drives", "restore", "agent", "guest", "service"} <= set(stages)
     assert "boot" not in stages

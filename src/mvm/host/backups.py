@@ -160,7 +160,7 @@ class Backups:
         finally:
             if was_up:
                 try:
-                    await self._lifecycle.start(ref, actor=actor)
+                    await self._lifecycle.start(ref, actor=actor, unless_held=True)
                 except MvmError as error:
                     log.warning("an instance does not come back after its export", instance=str(ref))
                     notes.append(f"{ref} did not come back: {error.message}")
@@ -307,7 +307,7 @@ class Backups:
             if instance.role is Role.GATEWAY and not instance.held:
                 progress(f"starting {instance.ref}")
                 try:
-                    await self._lifecycle.start(instance.ref, actor=actor)
+                    await self._lifecycle.start(instance.ref, actor=actor, unless_held=True)
                 except MvmError as error:
                     notes.append(f"{instance.ref} does not start: {error.message}")
         return tuple(notes)

@@ -83,6 +83,11 @@ class Chronicle:
         self._audit(tenant_id, action, actor, detail, pool_id=pool_id)
         self.events.record(action.value, tenant_id=tenant_id, pool_id=pool_id, actor=actor, detail=detail)
 
+    def record_on_host(self, about: TenantId, action: AuditAction, *, audit: TenantId, actor: str, detail: str) -> None:
+        """Audit something about a tenant in an audit that outlives its own."""
+        self._audit(audit, action, actor, detail)
+        self.events.record(action.value, tenant_id=about, actor=actor)
+
     def event(self, instance: Instance, kind: str, *, actor: str, detail: str | None = None) -> Event:
         """Tell whoever watches of something about an instance."""
         return self.events.record(

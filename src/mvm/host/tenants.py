@@ -290,8 +290,9 @@ class Tenants:
                     await self._remove_records(tenant_id)
         await asyncio.to_thread(self._chronicle.audit.destroy, tenant_id)
         detail = f"tenant {tenant_id!r}, its audit included"
-        self._chronicle.audit.record(HOST_AUDIT, AuditAction.TENANT_DESTROYED, actor, detail=detail)
-        self._chronicle.events.record(AuditAction.TENANT_DESTROYED.value, tenant_id=tenant_id, actor=actor)
+        self._chronicle.record_on_host(
+            tenant_id, AuditAction.TENANT_DESTROYED, audit=HOST_AUDIT, actor=actor, detail=detail
+        )
         orphans = [i for t in served_before if t != tenant_id for i in self._catalog.instances_of(t)]
         await self._refreshes.tell(orphans, actor=actor)
 
