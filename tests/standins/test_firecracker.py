@@ -28,6 +28,8 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 AFTER_START = "not supported after starting"
 BEFORE_START = "not supported before starting"
+NOBODY = 53
+"""A port at which no program of a guest listens."""
 BUCKET = {"size": 1000, "refill_time": 100}
 
 
@@ -391,7 +393,7 @@ async def test_an_api_socket_that_is_there_already_ends_the_process(programs: In
 
 async def test_a_port_that_nobody_listens_on_hangs_up(machine: Machine) -> None:
     await machine.boot()
-    said, _, writer = await machine.connect(52)
+    said, _, writer = await machine.connect(NOBODY)
     writer.close()
     assert said == ""
 
@@ -418,7 +420,7 @@ async def test_a_snapshot_between_pause_and_resume_breaks_nothing(machine: Machi
     await machine.boot()
     await machine.save()
     await machine.resume()
-    said, _, writer = await machine.connect(52)
+    said, _, writer = await machine.connect(NOBODY)
     writer.close()
     assert said == ""
 

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+from tests.standins.waiting import until
 from tests.unit.host.live_agent import SECRETS, Agent
 
 from mvm.host.daemon import observed
@@ -117,6 +118,8 @@ async def test_a_pool_is_changed_in_what_is_named_and_its_idle_instances_follow(
     await agent.deploy()
     worker = await agent.worker()
     agent.host.reports.record(worker["instance_id"], Activity.IDLE)
+    # What the gateway was just told may still be on its way to the worker.
+    await until(lambda: not agent.host.lifecycle.busy(worker["instance_id"]), what="the end of its refresh")
     settings = {"mem_mib": 1536, "runtime_policy": {"min_running_seconds": 7}}
     planned = await agent.call("PoolUpdate", tenant_id="alice", pool_id="workers", settings=settings, dry_run=True)
     assert [action["action"] for action in planned["actions"]] == ["update pool", "restart instance"]
