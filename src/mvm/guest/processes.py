@@ -214,20 +214,23 @@ async def wait_until_ended(identities: Iterable[Identity], seconds: float) -> li
 
 
 async def kill_all(find: Callable[[], list[Process]], seconds: float = 5.0) -> list[Process]:
-    """SIGKILL whatever `find` finds until it finds nothing, also what is forked meanwhile.
+    """SIGKILL whatever `find` finds until it finds nothing and all of that has ended, also what is forked meanwhile.
 
     Returns what is left after `seconds` (a process in an uninterruptible wait).
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    while found := find():
-        if loop.time() > deadline:
-            return found
-        for process in found:
+    known: dict[Identity, Process] = {}
+    while True:
+        known |= {process.identity: process for process in find()}
+        # One that is ending loses its environment, by which it may be found, before its files and the locks on them.
+        left = [process for process in known.values() if alive(process.identity)]
+        if not left or loop.time() > deadline:
+            return left
+        for process in left:
             with suppress(PermissionError):
                 send(process.identity, signal.SIGKILL)
         await asyncio.sleep(_POLL_SECONDS)
-    return []
 
 
 def require_linux() -> None:
